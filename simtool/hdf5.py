@@ -1,0 +1,178 @@
+"""HDF5 files that are written whole or not at all, and read without trusting them.
+
+Every file has the root attributes ``format`` (states, model) and ``format_version``, and a dataset ``header``
+holding JSON as bytes. A reader refuses what it does not know: soft and external links, external, virtual,
+filtered or object datasets, and shapes that claim more bytes than the file stores.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from simtool.errors import FormatError, InputError, OutputError
+
+FORMAT_VERSION = 1
+_ALLOWED_KINDS = "iufb"
+_MAX_HEADER_BYTES = 64 * 2**20
+
+
+def writable_target(path: Path, overwrite: bool, hint: str = "Pass --overwrite to replace it.") -> None:
+    """Raise OutputError unless ``path`` can be created (or replaced, with ``overwrite``)."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already. {hint}")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, a file is to be written there. Choose another name.")
+    parent = path.parent if str(path.parent) else Path(".")
+    if not parent.is_dir():
+        raise OutputError(f"the folder {parent} does not exist. Create it, or choose another output path.")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"the folder {parent} is not writable. Choose another output path.")
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """What went wrong while writing ``path``, in words."""
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        return OutputError(
+            f"no space left while writing {path}. Free some disk space or choose another disk, "
+            "then run the same command again; nothing that was complete is lost."
+        )
+    return OutputError(f"cannot write {path}: {error}")
+
+
+@contextmanager
+def create(path: Path, kind: str) -> Iterator[h5py.File]:
+    """A new file that appears at ``path`` only if the block ends without an error (temporary + fsync + rename)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w", libver=("v110", "v110"), track_order=False) as file:
+            file.attrs["format"] = np.bytes_(kind)
+            file.attrs["format_version"] = FORMAT_VERSION
+            yield file
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_array(group: h5py.Group, name: str, array: np.ndarray) -> None:
+    """A dataset whose bytes depend on ``array`` alone (no time stamps)."""
+    group.create_dataset(name, data=array, track_times=False)
+
+
+def write_header(file: h5py.File, header: dict[str, Any]) -> None:
+    """Store ``header`` as JSON bytes."""
+    text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
+    write_array(file, "header", np.frombuffer(text, dtype=np.uint8))
+
+
+def read_header(file: h5py.File, path: Path) -> dict[str, Any]:
+    """The header of a file opened by :func:`open_checked`."""
+    header = file.get("header")
+    if not isinstance(header, h5py.Dataset) or header.dtype != np.uint8 or header.nbytes > _MAX_HEADER_BYTES:
+        raise FormatError(f"{path} has no readable header. Write it again with simtool.")
+    try:
+        content = json.loads(header[()].tobytes())
+    except ValueError as error:
+        raise FormatError(f"the header of {path} is not JSON: {error}. Write the file again.") from error
+    if not isinstance(content, dict):
+        raise FormatError(f"the header of {path} is not a JSON object. Write the file again.")
+    return content
+
+
+def _refuse(path: Path, name: str, what: str) -> FormatError:
+    return FormatError(
+        f"{path}: {name!r} {what}; simtool neither writes nor follows such. Do not trust this file."
+    )
+
+
+def _check_dataset(path: Path, name: str, dataset: h5py.Dataset, file_bytes: int) -> None:
+    plist = dataset.id.get_create_plist()
+    if plist.get_layout() == h5py.h5d.VIRTUAL:
+        raise _refuse(path, name, "is a virtual dataset")
+    if plist.get_external_count():
+        raise _refuse(path, name, "keeps its data in an external file")
+    if plist.get_nfilters():
+        raise _refuse(path, name, "is a filtered (compressed) dataset")
+    if dataset.dtype.kind not in _ALLOWED_KINDS:
+        raise _refuse(path, name, f"has the element type {dataset.dtype}")
+    stored = dataset.id.get_storage_size()
+    if dataset.nbytes > stored or stored > file_bytes:
+        raise FormatError(
+            f"{path}: {name!r} claims shape {dataset.shape} ({dataset.nbytes} bytes), but the file stores "
+            f"{min(stored, file_bytes)} bytes of it. It is truncated or tampered with; write it again."
+        )
+
+
+def _check_group(path: Path, group: h5py.Group, file_bytes: int) -> None:
+    for name in group:
+        link = group.get(name, getlink=True)
+        full = f"{group.name.rstrip('/')}/{name}"
+        if not isinstance(link, h5py.HardLink):
+            raise _refuse(path, full, "is a soft or external link")
+        item = group.get(name)
+        if isinstance(item, h5py.Group):
+            if item == group.file or item.name.count("/") > 4:
+                raise _refuse(path, full, "nests groups too deeply")
+            _check_group(path, item, file_bytes)
+        elif isinstance(item, h5py.Dataset):
+            _check_dataset(path, full, item, file_bytes)
+        else:
+            raise _refuse(path, full, "is neither a group nor a dataset")
+
+
+def kind_of(path: Path) -> str | None:
+    """``states`` or ``model`` for a file of ours, None for anything else."""
+    try:
+        if not h5py.is_hdf5(path):
+            return None
+        with h5py.File(path, "r") as file:
+            kind = file.attrs.get("format")
+            return bytes(kind).decode(errors="replace") if isinstance(kind, bytes | np.bytes_) else None
+    except (OSError, RuntimeError, ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def open_checked(path: Path, kind: str) -> Iterator[h5py.File]:
+    """``path`` opened for reading, after every link, dataset and version in it was checked.
+
+    Raises InputError if the file is missing, FormatError if it is foreign, truncated, tampered with or newer.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Check the path.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; a {kind} file is needed.")
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise FormatError(
+            f"{path} is not a readable HDF5 file ({error}). It is truncated, or not a {kind} file of simtool."
+        ) from error
+    with file:
+        try:
+            found = file.attrs.get("format")
+            version = file.attrs.get("format_version")
+            text = bytes(found).decode(errors="replace") if isinstance(found, bytes | np.bytes_) else None
+            if text != kind:
+                raise FormatError(f"{path} is not a {kind} file of simtool (its format is {text!r}).")
+            if not isinstance(version, np.integer | int) or int(version) != FORMAT_VERSION:
+                raise FormatError(
+                    f"{path} has format version {version!r}; this simtool reads version {FORMAT_VERSION}. "
+                    "Upgrade simtool, or write the file again with this version."
+                )
+            _check_group(path, file, path.stat().st_size)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, RecursionError) as error:
+            raise FormatError(f"{path} is damaged ({error}). Write it again.") from error
+        yield file
