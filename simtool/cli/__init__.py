@@ -1,0 +1,45 @@
+"""The command line: it parses and prints; the stages do the work. Commands are imported only when called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from simtool import __version__
+
+COMMANDS = {
+    "demo": "The whole path on the digits data, in under a minute.",
+    "inspect": "What a network, states, run or model file holds.",
+    "extract": "Run a network over data and store its states.",
+    "sparsify": "Solve one convex problem per row: states to a sparse implicit model.",
+    "evaluate": "Accuracy, sparsity and robustness of a model, as a report.",
+    "predict": "Outputs of a model on data.",
+    "convert": "The exact implicit form of a network.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"simtool.cli.{cmd_name}").command
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Start with: simtool demo",
+)
+@click.version_option(__version__, prog_name="simtool")
+def main() -> None:
+    """Turn a trained network into a sparse, certified implicit model without retraining it."""

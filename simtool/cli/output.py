@@ -1,0 +1,88 @@
+"""What every command shares: --json, --quiet, the log on stderr, and errors as messages with an exit code."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from simtool.errors import SimtoolError
+from simtool.progress import NO_PROGRESS, Progress, TextProgress
+
+
+def finite(value: Any) -> Any:
+    """``value`` with non-finite floats as None and numpy scalars as Python ones, ready for strict JSON."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes) and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def emit(result: dict[str, Any], as_json: bool, human: str) -> None:
+    """Print ``result`` as one JSON object, or ``human`` text, on stdout."""
+    click.echo(json.dumps(finite(result), allow_nan=False) if as_json else human)
+
+
+def progress_for(quiet: bool, as_json: bool) -> Progress:
+    """A progress display on stderr unless ``quiet``."""
+    del as_json  # progress goes to stderr, JSON to stdout: they do not meet
+    return NO_PROGRESS if quiet else TextProgress()
+
+
+def _configure_log(quiet: bool) -> None:
+    logger = logging.getLogger("simtool")
+    logger.handlers.clear()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("simtool: %(levelname)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.ERROR if quiet else logging.INFO)
+    logger.propagate = False
+
+
+def fail(message: str, code: int, as_json: bool) -> None:
+    """Print the error and leave with ``code``."""
+    if as_json:
+        click.echo(json.dumps({"error": message, "exit": code}))
+    else:
+        click.echo(f"error: {message}", err=True)
+    raise SystemExit(code)
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --json and --quiet to a command and turn its errors into messages and exit codes."""
+
+    @click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object on stdout; logs stay on stderr."
+    )
+    @click.option("--quiet", is_flag=True, help="No progress and no log lines, errors only.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
+        _configure_log(quiet)
+        try:
+            return function(*args, as_json=as_json, quiet=quiet, **kwargs)
+        except SimtoolError as error:
+            fail(str(error), error.exit_code, as_json)
+        except KeyboardInterrupt:
+            fail("interrupted. Run the same command again to go on where it stopped.", 130, as_json)
+        except MemoryError as error:
+            fail(
+                f"out of memory ({error}). Use fewer --samples or --workers, or a machine with more memory.",
+                1,
+                as_json,
+            )
+
+    return wrapper
