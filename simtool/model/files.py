@@ -1,0 +1,166 @@
+"""model.h5: written whole or not at all, the same bytes for the same model, and read without trusting it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from scipy import sparse
+
+from simtool import blocks as blocks_module
+from simtool import hdf5
+from simtool.errors import FormatError, InputError
+from simtool.model.certificates import CertificateTable
+from simtool.model.implicit import ImplicitModel
+
+_MATRICES = ("A", "B", "C", "D")
+_VECTORS = ("scaling", "scale")
+
+
+def _index_type(columns: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest unsigned type that holds a column index: wide models only pay for what they need."""
+    return np.uint16 if columns <= 2**16 else np.uint32
+
+
+def _write_matrix(file: h5py.File, name: str, matrix: sparse.csr_array) -> None:
+    group = file.create_group(name)
+    group.attrs["shape"] = np.array(matrix.shape, dtype=np.int64)
+    hdf5.write_array(group, "data", matrix.data)
+    hdf5.write_array(group, "indices", matrix.indices.astype(_index_type(matrix.shape[1])))
+    hdf5.write_array(group, "indptr", matrix.indptr.astype(np.int64))
+
+
+def save_model(model: ImplicitModel, path: Path, overwrite: bool = False) -> Path:
+    """Write ``model`` to ``path``. Raises OutputError if it exists (without ``overwrite``) or cannot be written."""
+    hdf5.writable_target(path, overwrite)
+    header = {
+        "blocks": blocks_module.to_json(model.blocks),
+        "output_parents": list(model.output_parents),
+        "output_map": model.output_map,
+        "has_bias": model.has_bias,
+        "input_shape": list(model.input_shape),
+        "structure": model.structure,
+        "fingerprints": model.fingerprints,
+        "baseline_nnz": int(model.baseline_nnz),
+        "baseline_bytes": int(model.baseline_bytes),
+        "extra": model.header_extra,
+    }
+    with hdf5.create(path, "model") as file:
+        hdf5.write_header(file, header)
+        for name in _MATRICES:
+            _write_matrix(file, name, getattr(model, name))
+        for name in _VECTORS:
+            vector = getattr(model, name)
+            if vector is not None:
+                hdf5.write_array(file, name, vector)
+        if model.certificates is not None:
+            group = file.create_group("certificates")
+            for column in CertificateTable.columns():
+                array = getattr(model.certificates, column)
+                hdf5.write_array(group, column, array.astype(np.uint8) if array.dtype == np.bool_ else array)
+    return path
+
+
+def _array(group: h5py.Group, name: str, path: Path, kinds: str) -> np.ndarray:
+    dataset = group.get(name)
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind not in kinds:
+        raise FormatError(f"{path}: {group.name.rstrip('/')}/{name} is missing or not a vector of numbers.")
+    return np.asarray(dataset[()])
+
+
+def _read_matrix(file: h5py.File, name: str, path: Path) -> sparse.csr_array:
+    group = file.get(name)
+    if not isinstance(group, h5py.Group):
+        raise FormatError(
+            f"{path} lacks the group {name!r}, one of {', '.join(_MATRICES)}. Write the file again."
+        )
+    raw = np.asarray(group.attrs.get("shape"))
+    if raw.shape != (2,) or raw.dtype.kind not in "iu" or (raw < 0).any() or (raw >= 2**31).any():
+        raise FormatError(f"{path}: the shape of {name} must be two integers in [0, 2^31), got {raw!r}.")
+    rows, columns = int(raw[0]), int(raw[1])
+    data = _array(group, "data", path, "f")
+    indices = _array(group, "indices", path, "iu").astype(np.int64)
+    indptr = _array(group, "indptr", path, "iu").astype(np.int64)
+
+    def refuse(what: str) -> FormatError:
+        return FormatError(
+            f"{path}: {name} is not a valid sparse matrix: {what}. The file is damaged; write it again."
+        )
+
+    if len(indptr) != rows + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != len(data):
+        raise refuse(f"indptr must rise from 0 to {len(data)} in {rows + 1} steps")
+    if len(indices) != len(data):
+        raise refuse(f"{len(indices)} indices for {len(data)} values")
+    if len(indices) and (indices.min() < 0 or indices.max() >= columns):
+        raise refuse(f"a column index lies outside 0..{columns - 1}")
+    inside = np.ones(max(len(indices) - 1, 0), dtype=bool)
+    boundaries = indptr[1:-1]
+    inside[boundaries[(boundaries > 0) & (boundaries < len(indices))] - 1] = False
+    if (np.diff(indices)[inside] <= 0).any():
+        raise refuse("the column indices of a row must rise strictly")
+    if not np.isfinite(data).all():
+        raise refuse("it holds NaN or infinite values")
+    return sparse.csr_array((data.astype(np.float64), indices, indptr), shape=(rows, columns))
+
+
+def _read_certificates(file: h5py.File, path: Path) -> CertificateTable | None:
+    if "certificates" not in file:
+        return None
+    group = file["certificates"]
+    if not isinstance(group, h5py.Group):
+        raise FormatError(f"{path}: 'certificates' must be a group.")
+    return CertificateTable(
+        **{name: _array(group, name, path, "fiub") for name in CertificateTable.columns()}
+    )
+
+
+def model_path(path: str | Path) -> Path:
+    """model.h5 of a RUN folder, or ``path`` itself."""
+    found = Path(path)
+    if found.is_dir():
+        inside = found / "model.h5"
+        if not inside.exists():
+            raise InputError(
+                f"the folder {found} holds no model.h5. If it is a run, finish it: repeat its `simtool sparsify` command."
+            )
+        return inside
+    return found
+
+
+def load_model(path: str | Path) -> ImplicitModel:
+    """The model of a RUN folder or a model.h5.
+
+    Raises InputError if nothing is there, FormatError for a foreign, truncated, tampered or newer file.
+    """
+    source = model_path(path)
+    with hdf5.open_checked(source, "model") as file:
+        header = hdf5.read_header(file, source)
+        try:
+            matrices = {name: _read_matrix(file, name, source) for name in _MATRICES}
+            vectors = {name: _array(file, name, source, "f") for name in _VECTORS if name in file}
+            output_map = header["output_map"]
+            return ImplicitModel(
+                **matrices,
+                **vectors,
+                certificates=_read_certificates(file, source),
+                blocks=blocks_module.from_json(header["blocks"]),
+                output_parents=tuple(str(name) for name in header["output_parents"]),
+                output_map=None if output_map is None else str(output_map),
+                has_bias=bool(header["has_bias"]),
+                input_shape=tuple(int(size) for size in header["input_shape"]),
+                structure=str(header["structure"]),
+                fingerprints={str(k): str(v) for k, v in dict(header["fingerprints"]).items()},
+                baseline_nnz=int(header["baseline_nnz"]),
+                baseline_bytes=int(header["baseline_bytes"]),
+                header_extra=dict(header["extra"]),
+            )
+        except InputError as error:
+            if str(source) in str(error):
+                raise
+            raise FormatError(f"{source} holds an impossible model: {error}") from error
+        except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+            raise FormatError(
+                f"{source} cannot be read ({type(error).__name__}: {error}). Write it again."
+            ) from error
