@@ -1,0 +1,116 @@
+"""``simtool evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simtool.cli.options import data_options, network_options
+from simtool.cli.output import common_options, emit, progress_for
+
+
+@click.command(
+    epilog="Example: simtool evaluate run --data fashion-mnist --baseline mlp.onnx --attack fgsm -o report",
+    short_help="Accuracy, sparsity and robustness of a model, as a report.",
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@data_options("test")
+@click.option("--baseline", help="The network the model replaces (the options below say how to load it).")
+@network_options()
+@click.option(
+    "--attack", type=click.Choice(["fgsm", "inversion"]), help="Perturb the inputs. [default: no attack]"
+)
+@click.option("--epsilon", default="0.004,0.008", show_default=True, help="Sizes, separated by commas.")
+@click.option("--fraction", type=float, help="Share of the inputs perturbed. [default: .5; inversion: 1]")
+@click.option(
+    "--gradient",
+    type=click.Choice(["model", "baseline"]),
+    default="model",
+    show_default=True,
+    help="Whose gradient fgsm follows.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The report folder to write."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing report.")
+@common_options
+def command(
+    model: Path,
+    data: str,
+    split: str,
+    samples: int | None,
+    seed: int,
+    baseline: str | None,
+    model_arg: Any,
+    weights: Path | None,
+    input_shape: Any,
+    trust_model: bool,
+    attack: str | None,
+    epsilon: str,
+    fraction: float | None,
+    gradient: str,
+    output: Path,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure MODEL (a run folder or its model.h5) on held-out data, beside the network it came from.
+
+    Writes a folder with report.html (open it in a browser), report.json and the figures.
+    """
+    from simtool.cli.options import network_spec
+    from simtool.errors import OptionError
+    from simtool.stages.evaluate import evaluate
+
+    if baseline is None and (model_arg or weights or input_shape or trust_model):
+        raise OptionError(
+            "--model-arg, --weights, --input-shape and --trust-model describe the baseline, which is missing. "
+            "Pass --baseline NETWORK, or leave them out."
+        )
+    spec = None
+    if baseline is not None:
+        spec = network_spec(baseline, model_arg, weights, input_shape, trust_model)
+    result = evaluate(
+        model,
+        data,
+        output=output,
+        split=split,
+        baseline=spec,
+        attack=attack,
+        epsilons=[part.strip() for part in epsilon.split(",") if part.strip()],
+        fraction=fraction,
+        gradient=gradient,
+        samples=samples,
+        seed=seed,
+        overwrite=overwrite,
+        progress=progress_for(quiet, as_json),
+    )
+    emit(result, as_json, describe(result))
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A short aligned table, then the facts that have no baseline column."""
+    from simtool.report import text
+
+    rows = [("", "model", "baseline"), *text.summary_rows(result)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
+    facts = [("sparsity", f"{text.sparsity(result)}")]
+    if result["sparsity"] is not None:
+        facts[0] = ("sparsity", f"{text.percent(result['sparsity'])}, of {result['denominator']}")
+    if result["certified"] is not None:
+        facts.append(("certified rows", f"{result['certified']} of {result['rows']}"))
+    by = result["well_posed_by"]
+    facts.append(("well-posed", f"yes, {by}" if by else "not proven"))
+    facts.append(
+        ("bounds", f"||S||inf {text.number(result['s_norm_inf'])}, rho {text.number(result['rho'])}")
+    )
+    if result["iterations_max"]:
+        facts.append(
+            ("iterations", f"mean {result['iterations_mean']:.1f}, largest {result['iterations_max']}")
+        )
+    facts.append(("report", str(Path(result["report"]) / "report.html")))
+    width = max(len(name) for name, _ in facts)
+    return "\n".join([*lines, "", *(f"{name:<{width}}  {value}" for name, value in facts)])

@@ -1,0 +1,186 @@
+"""The stage: options to a REPORT folder, and the JSON of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from simtool.data import open_data
+from simtool.errors import OptionError
+from simtool.model import ImplicitModel, load_model, model_path, rho, sensitivity_norm
+from simtool.networks import NetworkSpec
+from simtool.progress import NO_PROGRESS, Progress
+from simtool.stages.evaluate.attacks import Attack, make_attack
+from simtool.stages.evaluate.baseline import Baseline
+from simtool.stages.evaluate.measure import Measurement
+from simtool.stages.evaluate.metrics import CLASSIFICATION, checked_labels, decide_task
+
+_BATCH_NUMBERS = 2**21
+
+
+def evaluate(
+    model: str | Path | ImplicitModel,
+    data: str,
+    *,
+    output: str | Path,
+    split: str = "test",
+    baseline: NetworkSpec | str | None = None,
+    attack: str | None = None,
+    epsilons: Sequence[float | str] = (0.004, 0.008),
+    fraction: float | None = None,
+    gradient: str = "model",
+    samples: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress = NO_PROGRESS,
+) -> dict[str, Any]:
+    """Measure ``model`` on held-out ``data`` and write the folder ``output`` (report.json, report.html, figures).
+
+    Parameters
+    ----------
+    model : a RUN folder, a model.h5 or a model
+    data, split, samples, seed : as for extraction; the data are transformed exactly as they were there
+    baseline : the network that the model replaces; without it the baseline's numbers are None
+    attack : ``fgsm`` (epsilon times the sign of the loss gradient, at the label, or the prediction where there is
+        none) or ``inversion`` (epsilon times sign(1/2 - u))
+    epsilons : perturbation sizes; their text is the key in ``robust_accuracy``
+    fraction : share of the inputs that is perturbed, one seeded choice for the run (fgsm .5, inversion 1)
+    gradient : whose gradient fgsm follows, the ``model``'s own through the fixed point, or the ``baseline``'s
+
+    Returns the JSON keys of the report (see the README). Raises InputError for files, networks or data that do not fit,
+    OptionError for options, OutputError for the folder, ConvergenceError where the model has no fixed point.
+    """
+    from simtool.report import check_folder, write_report
+
+    started = time.perf_counter()
+    folder = Path(output)
+    check_folder(folder, overwrite)
+    chosen = make_attack(attack, epsilons, fraction, gradient, seed) if attack is not None else None
+    loaded = model if isinstance(model, ImplicitModel) else load_model(model)
+    source = open_data(data, split)
+    indices = source.select(samples, seed)
+    labels = source.labels() if source.has_labels else None
+    if labels is not None:
+        labels = np.asarray(labels)[indices]
+    task = decide_task(labels, loaded.q, loaded.output_map)
+    targets = checked_labels(labels, task, loaded.q)
+    spec = NetworkSpec(baseline) if isinstance(baseline, str) else baseline
+    reference = Baseline(spec, loaded) if spec is not None else None
+    size = int(np.clip(_BATCH_NUMBERS // (loaded.n + loaded.p), 16, 1024))
+
+    clip: tuple[float, float] | None = None
+    if chosen is not None:
+        low, high = _range(source.batches(indices, size), len(indices), progress)
+        clip = (0.0, 1.0) if low >= 0.0 and high <= 1.0 else None
+    measurement = Measurement(loaded, reference, task, targets, chosen, clip)
+    progress.start(len(indices), "samples", "evaluating")
+    measurement.run(source.batches(indices, size), progress)
+    progress.finish()
+
+    result = _result(measurement, model, loaded)
+    result["attack"] = None if chosen is None else _describe(chosen, measurement.mask, clip)
+    result["data"] = {"source": data, "split": source.split, "name": source.name, "sha256": source.sha256()}
+    result["baseline"] = None if reference is None else reference.network.description
+    result["seed"] = seed
+    result["seconds"] = time.perf_counter() - started
+    result["report"] = str(folder)
+    write_report(
+        folder,
+        loaded,
+        result | {"attack_mask": measurement.mask.tolist() if chosen is not None else None},
+        overwrite=overwrite,
+    )
+    return result
+
+
+def _range(batches: Any, count: int, progress: Progress) -> tuple[float, float]:
+    low, high = np.inf, -np.inf
+    progress.start(count, "samples", "reading the range of the data")
+    for batch in batches:
+        low, high = min(low, float(batch.min())), max(high, float(batch.max()))
+        progress.advance(len(batch))
+    progress.finish()
+    return low, high
+
+
+def _describe(attack: Attack, mask: np.ndarray, clip: tuple[float, float] | None) -> dict[str, Any]:
+    return {
+        "method": attack.method,
+        "epsilons": [key for key, _ in attack.epsilons],
+        "fraction": attack.fraction,
+        "inputs_perturbed": len(mask),
+        "gradient": attack.gradient if attack.method == "fgsm" else None,
+        "seed": attack.seed,
+        "clipped_to": None if clip is None else list(clip),
+    }
+
+
+def _model_bytes(origin: str | Path | ImplicitModel, model: ImplicitModel) -> int:
+    if not isinstance(origin, ImplicitModel):
+        return model_path(origin).stat().st_size
+    with TemporaryDirectory() as folder:
+        return model.save(Path(folder) / "model.h5").stat().st_size
+
+
+def _result(
+    measured: Measurement, origin: str | Path | ImplicitModel, model: ImplicitModel
+) -> dict[str, Any]:
+    if measured.samples == 0:
+        raise OptionError("no samples were chosen. Pass --samples of at least 1, or data that hold some.")
+    score, reference = measured.score, measured.baseline_score
+    compared = measured.baseline is not None
+    drop = None
+    if score.accuracy is not None and reference.accuracy is not None:
+        drop = reference.accuracy - score.accuracy
+    verdict = model.well_posedness()
+    sparsity = model.sparsity if model.baseline_nnz else None
+    table = model.certificates
+    classified = measured.task == CLASSIFICATION
+    result: dict[str, Any] = {
+        "task": measured.task,
+        "samples": measured.samples,
+        "accuracy": score.accuracy,
+        "f1": score.f1,
+        "mse": score.mse,
+        "baseline_accuracy": reference.accuracy,
+        "baseline_f1": reference.f1,
+        "baseline_mse": reference.mse,
+        "accuracy_drop": drop,
+        "agreement": measured.agreeing / measured.samples if compared and classified else None,
+        "nnz": model.nnz,
+        "baseline_nnz": model.baseline_nnz,
+        "sparsity": sparsity,
+        "denominator": f"{model.baseline_nnz} non-zero explicit parameters of the baseline, biases counted",
+        "model_bytes": _model_bytes(origin, model),
+        "baseline_bytes": model.baseline_bytes,
+        "iterations_mean": measured.iterations / measured.samples,
+        "iterations_max": measured.iterations_max,
+        "converged": measured.converged / measured.samples,
+        "state_error": measured.state_error.value,
+        "output_error": measured.output_error.value,
+        "state_error_by_block": {name: error.value for name, error in measured.block_errors.items()},
+        "robust_accuracy": {key: item.accuracy for key, item in measured.robust.items()},
+        "baseline_robust_accuracy": {
+            key: item.accuracy if compared else None for key, item in measured.baseline_robust.items()
+        },
+        "robust_mse": {key: item.mse for key, item in measured.robust.items()},
+        "baseline_robust_mse": {key: item.mse for key, item in measured.baseline_robust.items()},
+        "robust_agreement": {
+            key: count / measured.samples if classified else None for key, count in measured.unchanged.items()
+        },
+        "rho": rho(model),
+        "s_norm_inf": sensitivity_norm(model),
+        "norm_a_inf": model.norm_a_inf,
+        "norm_a_inf_raw": model.norm_a_inf_raw,
+        "well_posed": verdict.well_posed,
+        "well_posed_by": verdict.by,
+        "rows": model.n + model.q,
+        "certified": None if table is None else int(table.certified.sum()),
+        "max_relative_gap": None if table is None else table.max_relative_gap,
+    }
+    return result
