@@ -67,7 +67,9 @@ def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
     linear = np.zeros(rows.count)
     correlation = np.zeros((rows.count, design.d))
     for samples, tile in design.tiles():
-        linear += np.einsum("ij,ij->i", theta[:, samples], np.asarray(rows.targets[:, samples], dtype=np.float64))
+        linear += np.einsum(
+            "ij,ij->i", theta[:, samples], np.asarray(rows.targets[:, samples], dtype=np.float64)
+        )
         correlation += theta[:, samples] @ tile.T
     square = np.einsum("ij,ij->i", theta, theta) / (4.0 * objective.loss_weight)
     own = rows.excluded >= 0
@@ -140,7 +142,7 @@ class _DualBound:
         """lam2 = 0: the conjugate is an indicator, and the best s is one of two vertices."""
         slope = self.penalty.slope
         top = self.inside.max(axis=1, initial=0.0)
-        largest = _ratio(slope, self.outside.max(axis=1, initial=0.0))
+        largest = np.minimum(_ratio(slope, self.outside.max(axis=1, initial=0.0)), 1.0)
         corner = np.minimum(_ratio(slope, top), largest)
         stationary = _ratio(self.linear, 2.0 * self.square)
         below = np.clip(stationary, 0.0, corner)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import dataclass
 
 import cvxpy as cp
 import numpy as np
 
 from simtool.errors import SolverError
+from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
 from simtool.solvers.feasible import restore_feasibility
 
@@ -32,6 +34,12 @@ def solve(rows: RowSet, tolerance: float) -> np.ndarray:
     design = rows.design
     alive = ~design.dead
     features = design.dense(alive)
+    # Interior points want numbers near one: w = (unit of z / unit of W) v turns the problem into one of unit
+    # norms with other weights, and divides the objective by (unit of z)^2.
+    unit = _Unit(
+        target=float(np.sqrt(rows.target_norms.max(initial=0.0))) or 1.0,
+        feature=float(np.sqrt(np.square(features).sum(axis=1).max(initial=0.0))) or 1.0,
+    )
     out = np.zeros((rows.count, design.d))
     groups: dict[int, list[int]] = {}
     position = {int(j): i for i, j in enumerate(np.flatnonzero(alive))}
@@ -43,16 +51,37 @@ def solve(rows: RowSet, tolerance: float) -> np.ndarray:
             keep[own] = False
         columns = np.flatnonzero(alive)[keep]
         bounded = rows.bounded[columns]
-        problem = _Problem(features[keep], rows.objective, bounded)
+        problem = _Problem(features[keep] / unit.feature, unit.scaled(rows.objective), bounded)
         for i in members:
             z = np.asarray(rows.targets[i], dtype=np.float64)
             try:
-                w = problem.solve(z)
+                w = problem.solve(z / unit.target) * (unit.target / unit.feature)
             except SolverError as error:
                 _log.warning("row %d of its shard: %s", i, error)
                 continue
             out[i, columns] = _polish(features[keep], z, w, rows.objective, bounded)
     return restore_feasibility(rows, out)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Norms that become one: of the largest target and the largest feature."""
+
+    target: float
+    feature: float
+
+    def scaled(self, objective: Objective) -> Objective:
+        """``objective`` for the scaled variables."""
+        penalty = objective.penalty
+        return Objective(
+            loss_weight=objective.loss_weight,
+            penalty=Penalty(
+                lam0=penalty.lam0 / self.target**2,
+                lam1=penalty.lam1 / (self.target * self.feature),
+                lam2=penalty.lam2 / self.feature**2,
+            ),
+            kappa=None if objective.kappa is None else objective.kappa * self.feature / self.target,
+        )
 
 
 class _Problem:
@@ -88,7 +117,7 @@ class _Problem:
             try:
                 self._problem.solve(
                     solver=cp.CLARABEL,
-                    tol_gap_abs=_ACCURACY * max(1.0, float(z @ z)),
+                    tol_gap_abs=_ACCURACY,
                     tol_gap_rel=_ACCURACY,
                     tol_feas=_ACCURACY,
                 )
@@ -104,9 +133,7 @@ class _Problem:
         return np.asarray(self._w.value, dtype=np.float64)
 
 
-def _value(
-    features: np.ndarray, z: np.ndarray, w: np.ndarray, objective: Objective
-) -> float:
+def _value(features: np.ndarray, z: np.ndarray, w: np.ndarray, objective: Objective) -> float:
     residual = z - w @ features
     return float(objective.loss_weight * residual @ residual + objective.penalty.value(w).sum())
 
@@ -157,7 +184,7 @@ def _refit(
     if ball:
         inside = sign * bounded
         h = np.block([[h, inside[:, None]], [inside[None, :], np.zeros((1, 1))]])
-        right = np.append(right, objective.kappa)
+        right = np.append(right, float(objective.kappa or 0.0))
     # Least norm where features on the face depend on each other.
     refit = np.linalg.lstsq(h, right, rcond=1e-12)[0][: w.size]
     stays = bool(np.all(sign[kinked] * refit[kinked] >= 0)) and bool(np.all(np.isfinite(refit)))

@@ -22,6 +22,8 @@ SOLVED, OUT_OF_PIVOTS = 0, 1
 
 _RIDGE = 1e-11
 _REFINEMENTS = 40
+# Correlations are known to this fraction of 2 L ||z|| max_j ||W_j||.
+_ROUNDING = 1e-14
 
 
 @njit(cache=True)
@@ -60,14 +62,30 @@ def _gradients(gram, b, two_l, w, active, k, at, out):
         out[i] = two_l * (b[at[i]] - total)
 
 
-@njit(cache=True)
+# Divisions follow IEEE rules (the caller refuses what is not finite) rather than raise from compiled code.
+@njit(cache=True, error_model="numpy")
 def solve_row(
-    gram, b, z_square, loss_weight, slope, lam2, knee, inside, kappa, has_ball, allowed, tolerance, max_pivots
+    gram,
+    b,
+    z_square,
+    reference,
+    loss_weight,
+    slope,
+    lam2,
+    knee,
+    inside,
+    kappa,
+    has_ball,
+    allowed,
+    tolerance,
+    samples,
+    max_pivots,
 ):
     """Solve one row.
 
-    Parameters: ``gram`` (d, d), ``b`` (d,) = W z, ``z_square`` = ||z||^2, ``inside`` (d,) bool = S, ``allowed``
-    (d,) bool. Returns (w (d,), mu, pivots, status); ``w`` has exact zeros off the final face.
+    Parameters: ``gram`` (d, d), ``b`` (d,) = W z, ``z_square`` = ||z||^2, ``reference`` =
+    ||z||^2 before features were eliminated (accuracies are relative to it), ``inside`` (d,) bool = S, ``allowed``
+    (d,) bool, ``samples`` = m. Returns (w (d,), mu, pivots, status); ``w`` has exact zeros off the final face.
     """
     d = b.shape[0]
     two_l = 2.0 * loss_weight
@@ -85,11 +103,11 @@ def solve_row(
     direction = np.empty(d)
     everything = np.arange(d)
     v = two_l * b
-    scale = 0.0
+    largest = 0.0
     for j in range(d):
         if allowed[j]:
-            scale = max(scale, abs(v[j]))
-    rounding = 1e-13 * scale
+            largest = max(largest, gram[j, j])
+    rounding = _ROUNDING * two_l * np.sqrt(reference * largest)
     # The quadratic zone begins at zero when the knee is there, so it is never entered or left.
     always_quadratic = lam2 > 0.0 and knee == 0.0
     bends = lam2 > 0.0 and knee > 0.0
@@ -117,25 +135,27 @@ def solve_row(
                     members += 1
             if ball and members == 0:
                 ball = False
-            cholesky.solve(factor, k, c, step)
-            mu = 0.0
+                mu = 0.0
             if ball:
+                # Solving for the change of mu, not for mu, keeps refinement accurate where H alone is singular.
                 for i in range(k):
                     tilt[i] = sign[i] if inside[active[i]] else 0.0
+                    c[i] -= mu * tilt[i]
+            worst = 0.0
+            for i in range(k):
+                worst = max(worst, abs(c[i]))
+            cholesky.solve(factor, k, c, step)
+            if ball:
                 cholesky.solve(factor, k, tilt, direction)
                 along = 0.0
                 curvature = 0.0
                 for i in range(k):
                     along += tilt[i] * step[i]
                     curvature += tilt[i] * direction[i]
-                mu = (along - (kappa - norm)) / curvature
-                if mu < -rounding:
-                    mu = 0.0
-                    ball = False
-                    continue
+                change = (along - (kappa - norm)) / curvature
+                mu += change
                 for i in range(k):
-                    step[i] -= mu * direction[i]
-                mu = max(mu, 0.0)
+                    step[i] -= change * direction[i]
             # Longest step up to the first breakpoint.
             alpha = 1.0
             blocker = -1
@@ -184,6 +204,7 @@ def solve_row(
                 w[active[i]] += alpha * step[i]
             if hits_ball:
                 ball = True
+                mu = 0.0
                 refinements = 0
                 previous = np.inf
                 continue
@@ -205,23 +226,24 @@ def solve_row(
                 settled = k == 0
                 continue
             # A full step: at the minimiser but for the ridge and rounding, which further steps take off.
-            worst = 0.0
-            for i in range(k):
-                drift = c[i]
-                if ball and inside[active[i]]:
-                    drift -= mu * sign[i]
-                worst = max(worst, abs(drift))
             refinements += 1
             if refinements > 1 and (
                 worst <= rounding or worst > 0.5 * previous or refinements > _REFINEMENTS
             ):
                 settled = True
+                if ball and mu < -rounding:
+                    # The ball pulls the wrong way: let go of it, and find the minimiser of the larger face.
+                    ball = False
+                    mu = 0.0
+                    settled = False
+                    refinements = 0
+                    worst = np.inf
             previous = worst
 
         # --- who else pays? --------------------------------------------------------------------------------
         if k == 0:
-            mu = 0.0
             ball = False
+        mu = max(mu, 0.0) if ball else 0.0
         _gradients(gram, b, two_l, w, active, k, everything, v)
         fitted = 0.0
         paid = 0.0
@@ -230,7 +252,7 @@ def solve_row(
             fitted += w[j] * (b[j] + v[j] / two_l)
             size = abs(w[j])
             paid += slope * size + lam2 * max(size - knee, 0.0) ** 2
-        primal = max(loss_weight * (z_square - fitted) + paid, 1e-2 * loss_weight * z_square)
+        primal = max(loss_weight * (z_square - fitted) + paid, 1e-2 * loss_weight * reference)
         slack = rounding
         if slope > 0.0 and has_ball:
             slack = max(slack, 0.02 * tolerance * min(slope, primal / kappa))
@@ -248,7 +270,8 @@ def solve_row(
                     found += 1
         if found == 0:
             return w, mu, pivots, SOLVED
-        batch = min(found, max(4, k // 4))
+        # More features than samples plus the ball are dependent: beyond that, one at a time.
+        batch = min(found, max(4, k // 4), max(1, samples + 1 - k))
         order = np.argsort(column[:found])[:batch]
         chosen = active[k + order]
         if k + batch > capacity:

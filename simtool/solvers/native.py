@@ -7,6 +7,9 @@ problem has Gram matrix W R W^T. What is left goes to the compiled kernel, row b
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
+
 import numpy as np
 
 from simtool.problem import RowSet, RowSpace
@@ -14,6 +17,10 @@ from simtool.solvers.feasible import restore_feasibility
 from simtool.solvers.kernel import solve_row
 
 _PIVOTS_PER_FEATURE = 20
+# A feature whose square falls by this factor when others are projected out depends on them.
+_DEPENDENT = 1e-20
+
+_log = logging.getLogger("simtool")
 
 
 def solve(rows: RowSet, tolerance: float) -> np.ndarray:
@@ -34,18 +41,19 @@ def solve(rows: RowSet, tolerance: float) -> np.ndarray:
     space = _smooth_space(rows, smooth, ridge)
 
     if pivoted.size:
-        gram, b, squares = _reduced(rows, pivoted, space, ridge)
+        reduced = _reduce(rows, pivoted, space, ridge)
         inside = bounded[pivoted]
         position = {int(j): i for i, j in enumerate(pivoted)}
         for i in range(rows.count):
-            allowed = np.ones(pivoted.size, dtype=bool)
+            allowed = reduced.alive.copy()
             own = position.get(int(rows.excluded[i]))
             if own is not None:
                 allowed[own] = False
-            w[i, pivoted], _, _, _ = solve_row(
-                gram,
-                b[:, i].copy(),
-                float(squares[i]),
+            row, _, _, _ = solve_row(
+                reduced.gram,
+                np.ascontiguousarray(reduced.correlation[:, i]),
+                float(reduced.squares[i]),
+                float(rows.target_norms[i]),
                 float(objective.loss_weight),
                 penalty.slope,
                 penalty.lam2,
@@ -55,8 +63,15 @@ def solve(rows: RowSet, tolerance: float) -> np.ndarray:
                 kappa is not None and bool(inside.any()),
                 allowed,
                 float(tolerance),
+                design.m,
                 1000 + _PIVOTS_PER_FEATURE * pivoted.size,
             )
+            if np.isfinite(row).all():
+                w[i, pivoted] = row
+            else:
+                _log.warning(
+                    "a row left the range of floating point and is stored as zero; rescale the states"
+                )
         w = restore_feasibility(rows, w)
 
     if space is not None:
@@ -84,20 +99,31 @@ def _restricted(space: RowSpace, members: np.ndarray) -> RowSpace:
     return view
 
 
-def _reduced(
-    rows: RowSet, pivoted: np.ndarray, space: RowSpace | None, ridge: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gram matrix, correlations (d', r) and ||z||^2 with the smooth features eliminated."""
+@dataclass(frozen=True)
+class _Reduced:
+    """The problem in the pivoted features: Gram matrix, correlations (d', r), ||z||^2 (r,), and which features
+    (d',) are more than rounding once the smooth ones are eliminated."""
+
+    gram: np.ndarray
+    correlation: np.ndarray
+    squares: np.ndarray
+    alive: np.ndarray
+
+
+def _reduce(rows: RowSet, pivoted: np.ndarray, space: RowSpace | None, ridge: float) -> _Reduced:
     design = rows.design
     if space is None:
         gram = design.gram
         if pivoted.size < design.d:
             gram = gram[np.ix_(pivoted, pivoted)]
-        return np.ascontiguousarray(gram), design.correlate(rows.targets)[pivoted], rows.target_norms
+        correlation = design.correlate(rows.targets)[pivoted]
+        alive = np.ones(pivoted.size, dtype=bool)
+        return _Reduced(np.ascontiguousarray(gram), correlation, rows.target_norms, alive)
     features = design.dense(pivoted)
     targets = np.asarray(rows.targets, dtype=np.float64)
-    shrunk = space.shrink_out(features, ridge)
-    gram = shrunk @ features.T
+    gram = space.shrink_out(features, ridge) @ features.T
     left_over = space.shrink_out(targets, ridge)
-    squares = np.einsum("ij,ij->i", targets, left_over)
-    return (gram + gram.T) / 2.0, features @ left_over.T, squares
+    squares = np.maximum(np.einsum("ij,ij->i", targets, left_over), 0.0)
+    norms = np.einsum("ij,ij->i", features, features)
+    gram = (gram + gram.T) / 2.0
+    return _Reduced(gram, features @ left_over.T, squares, np.diag(gram) > _DEPENDENT * norms)

@@ -1,0 +1,109 @@
+"""``simtool sparsify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simtool.cli.output import common_options, emit, progress_for
+
+OBJECTIVES = ["lasso", "l1", "perspective", "elastic-net", "least-squares"]
+
+
+@click.command(
+    epilog="Example: simtool sparsify states.h5 --kappa 0.1 -o run",
+    short_help="Solve one convex problem per row.",
+)
+@click.argument("states", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The run folder.")
+@click.option("--objective", type=click.Choice(OBJECTIVES), default="lasso", show_default=True)
+@click.option(
+    "--structure", type=click.Choice(["layered", "dag", "free"]), default="layered", show_default=True
+)
+@click.option("--kappa", type=float, help="Bound of a row's l1 norm. [default: .99 for lasso and for free]")
+@click.option(
+    "--kappa-on", type=click.Choice(["a", "ab"]), help="What kappa bounds. [default: ab for lasso, else a]"
+)
+@click.option("--kappa-outputs", type=float, help="The same bound for the rows of Y. [default: none]")
+@click.option(
+    "--lambda1", type=float, help="Loss weight of state rows. [default: .5; .1 for l1, perspective]"
+)
+@click.option("--lambda2", type=float, help="Loss weight of output rows. [default: as --lambda1]")
+@click.option("--alpha", type=float, help="Weight of the perspective penalty. [default: 1e-3]")
+@click.option("--beta", type=float, help="Weight of the l1 norm. [default: 1e-3 for l1, else 0]")
+@click.option("--gamma", type=float, help="Weight of the squared norm (elastic-net). [default: 1e-2]")
+@click.option("--mean-loss", is_flag=True, help="Divide the loss by the number of samples.")
+@click.option("--solver", type=click.Choice(["native", "clarabel"]), default="native", show_default=True)
+@click.option(
+    "--tol", type=float, default=1e-6, show_default=True, help="Relative duality gap of a certified row."
+)
+@click.option("--engine", type=click.Choice(["serial", "process"]), default="process", show_default=True)
+@click.option("--workers", type=int, help="Worker processes. [default: all cores]")
+@common_options
+def command(
+    states: Path,
+    output: Path,
+    engine: str,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Turn STATES into a sparse implicit model: one convex problem per row, each with a proof of optimality.
+
+    The same command again resumes an interrupted run, or prints the result of a finished one. Exit code 3 means
+    that the model was written but some rows are not certified at --tol.
+    """
+    from simtool.stages.sparsify.options import SparsifyOptions
+    from simtool.stages.sparsify.stage import sparsify
+
+    result = sparsify(
+        states,
+        output,
+        SparsifyOptions(**options),
+        engine=engine,
+        workers=workers,
+        progress=progress_for(quiet, as_json),
+    )
+    emit(result, as_json, describe(result))
+    if result["certified"] < result["rows"]:
+        missed = result["rows"] - result["certified"]
+        click.echo(
+            f"warning: {missed} of {result['rows']} rows are not certified at --tol {options['tol']:g} "
+            f"(largest relative gap {result['max_relative_gap']:.1e}). See simtool inspect {output}.",
+            err=True,
+        )
+        raise SystemExit(3)
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result in a few aligned lines."""
+    sparsity = "no baseline" if result["sparsity"] is None else f"{result['sparsity']:.2%}"
+    lines = [
+        ("rows certified", f"{result['certified']} of {result['rows']}"),
+        ("largest relative gap", f"{result['max_relative_gap']:.1e}"),
+        (
+            "non-zeros",
+            f"{result['nnz']} of {result['baseline_nnz']} in the baseline: sparsity {sparsity}",
+        ),
+        (
+            "||A||inf",
+            f"{result['norm_a_inf']:.4g}"
+            + (
+                f" rescaled, {result['norm_a_inf_raw']:.4g} as stored"
+                if result["norm_a_inf"] != result["norm_a_inf_raw"]
+                else ""
+            ),
+        ),
+        ("well-posed", f"yes, {result['well_posed_by']}" if result["well_posed"] else "not proven"),
+        (
+            "time",
+            f"{result['seconds']:.2f} s, {result['solve_seconds']:.2f} s of it solving "
+            f"({result['engine']}, {result['workers']} worker{'s' if result['workers'] > 1 else ''})",
+        ),
+        ("model", result["model"]),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

@@ -1,0 +1,45 @@
+"""What of this machine and installation could change the last bit of a result."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from simtool import __version__
+
+_PACKAGES = ("numpy", "scipy", "numba", "cvxpy", "clarabel")
+
+
+def package_version(name: str) -> str | None:
+    """The installed version, None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def blas_libraries() -> list[str]:
+    """Name, version and kernel of every BLAS that is loaded, as sorted text."""
+    import numpy as np
+    import scipy.linalg
+    from threadpoolctl import threadpool_info
+
+    del np, scipy  # imported so that their libraries are loaded and seen
+    found = {
+        " ".join(str(entry.get(key)) for key in ("internal_api", "version", "architecture"))
+        for entry in threadpool_info()
+        if entry.get("user_api") == "blas"
+    }
+    return sorted(found)
+
+
+def fingerprint() -> dict[str, Any]:
+    """Versions and BLAS kernels, as stored in spec.json. A run resumed elsewhere must agree on all of it."""
+    return {
+        "simtool": __version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "machine": platform.machine(),
+        "blas": blas_libraries(),
+        **{name: package_version(name) for name in _PACKAGES},
+    }

@@ -1,0 +1,148 @@
+"""The files of a run, and the only place that knows their names.
+
+RUN/spec.json     everything that defines the answer: options, states, sizes, versions
+RUN/work/         inputs as plain arrays and Gram tiles; removed when the run is finished
+RUN/rows/         one shard per piece of rows
+RUN/model.h5      the answer
+RUN/timing.json   times, engine, workers, memory, and the result that is printed again on a rerun
+RUN/log.txt       what was logged
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simtool.engines.shards import write_bytes
+from simtool.errors import FormatError, InputError, OutputError, SpecChanged
+
+SPEC_VERSION = 1
+
+
+class RunFolder:
+    """The folder ``path`` of one sparsify run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec = path / "spec.json"
+        self.work = path / "work"
+        self.rows = path / "rows"
+        self.model = path / "model.h5"
+        self.timing = path / "timing.json"
+        self.log = path / "log.txt"
+
+    def shard(self, index: int) -> Path:
+        return self.rows / f"{index:06d}.shard"
+
+    def tile(self, index: int) -> Path:
+        return self.work / f"tile-{index:06d}.shard"
+
+    def array(self, name: str) -> Path:
+        return self.work / f"{name}.npy"
+
+    def prepare(self) -> None:
+        """Create the folder and its parts; raises OutputError if that cannot be."""
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file; a run is a folder. Choose another -o.")
+        if self.path.is_dir() and not self.spec.exists() and any(self.path.iterdir()):
+            raise OutputError(
+                f"{self.path} exists and is not a run of simtool (it has no spec.json). Choose another -o."
+            )
+        try:
+            for folder in (self.path, self.work, self.rows):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot create the run folder {self.path}: {error.strerror}. Choose another -o."
+            ) from error
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; the lock vanishes with the process, however it ends."""
+        with (self.path / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OutputError(
+                    f"{self.path} is in use by another simtool. Wait for it, or choose another -o."
+                ) from error
+            yield
+
+    def claim(self, spec: dict[str, Any]) -> None:
+        """Store ``spec``, or check that the folder was started with the same one."""
+        if not self.spec.exists():
+            write_bytes(self.spec, (json.dumps(spec, indent=2, sort_keys=True) + "\n").encode())
+            return
+        stored = self.read_spec()
+        for key, section in spec.items():
+            old = stored.get(key)
+            if old == section:
+                continue
+            if isinstance(section, dict) and isinstance(old, dict):
+                field = next(k for k in {**old, **section} if old.get(k) != section.get(k))
+                raise SpecChanged(_changed(self.path, f"{key}.{field}", old.get(field), section.get(field)))
+            raise SpecChanged(_changed(self.path, key, old, section))
+
+    def read_spec(self) -> dict[str, Any]:
+        """The stored spec; raises FormatError if it is not readable or of another version."""
+        try:
+            spec = json.loads(self.spec.read_text())
+        except FileNotFoundError as error:
+            raise InputError(f"{self.path} is not a run folder: it has no spec.json.") from error
+        except (OSError, ValueError) as error:
+            raise FormatError(
+                f"{self.spec} cannot be read ({error}). Start again in a new folder."
+            ) from error
+        if not isinstance(spec, dict) or spec.get("format_version") != SPEC_VERSION:
+            raise FormatError(
+                f"{self.spec} has format version {spec.get('format_version') if isinstance(spec, dict) else None!r}"
+                f"; this simtool reads {SPEC_VERSION}. Use the version that wrote it, or a new folder."
+            )
+        return spec
+
+    def read_timing(self) -> dict[str, Any] | None:
+        """The stored timing and result, None if the run has not finished."""
+        try:
+            content = json.loads(self.timing.read_text())
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def write_array(self, name: str, array: np.ndarray) -> None:
+        """A plain .npy that workers map; atomic."""
+        path = self.array(name)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {path}: {error.strerror or error}. Free some space, then run again."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def map_array(self, name: str) -> np.ndarray:
+        """The array written by :meth:`write_array`, mapped read-only."""
+        mapped: np.ndarray = np.load(self.array(name), mmap_mode="r", allow_pickle=False)
+        return mapped
+
+    def remove_work(self) -> None:
+        """Drop what only a running run needs."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _changed(path: Path, field: str, old: Any, new: Any) -> str:
+    return (
+        f"the run in {path} was started with {field} = {old!r}, now it is {new!r}. Use the same command to resume, "
+        "or another -o for a new run."
+    )

@@ -1,0 +1,62 @@
+"""Finished shards to an implicit model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from simtool.engines.shards import read_shard
+from simtool.model import CertificateTable, ImplicitModel
+from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.work import CERTIFICATE_FIELDS, Plan
+from simtool.states import States
+
+
+def merge(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -> ImplicitModel:
+    """The model whose rows are the shards of ``folder``; the shards must all be there and valid."""
+    parts = [read_shard(folder.shard(index)) for index in range(len(plan.shards))]
+    counts = np.concatenate([np.diff(part["indptr"]) for part in parts])
+    whole = sparse.csr_array(
+        (
+            np.concatenate([part["data"] for part in parts]),
+            np.concatenate([part["indices"] for part in parts]),
+            np.concatenate([[0], np.cumsum(counts)]),
+        ),
+        shape=(plan.n + plan.q, plan.n + plan.p),
+    )
+    header = states.header
+    model = ImplicitModel(
+        A=whole[: plan.n, : plan.n],
+        B=whole[: plan.n, plan.n :],
+        C=whole[plan.n :, : plan.n],
+        D=whole[plan.n :, plan.n :],
+        blocks=header.blocks,
+        output_parents=header.output_parents,
+        output_map=header.output_map,
+        has_bias=header.has_bias,
+        input_shape=header.input_shape,
+        scaling=np.asarray(states.scaling),
+        certificates=CertificateTable(
+            **{field: np.concatenate([part[field] for part in parts]) for field in CERTIFICATE_FIELDS}
+        ),
+        fingerprints={
+            "states": spec["states"]["content_sha256"],
+            "network": header.network_sha256,
+            "data": header.data_sha256,
+            "spec": hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest(),
+        },
+        baseline_nnz=header.baseline_nnz,
+        baseline_bytes=header.baseline_bytes,
+        structure=plan.options.structure,
+        header_extra={
+            "options": spec["options"],
+            "samples": plan.m,
+            "input_range": list(header.input_range),
+        },
+    )
+    return replace(model, scale=model.rescaling())

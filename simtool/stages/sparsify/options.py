@@ -1,0 +1,155 @@
+"""What may be asked of sparsify, its defaults, and the objective each group of rows gets from it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+from simtool.errors import OptionError
+from simtool.penalty import Penalty
+from simtool.problem import Objective
+from simtool.solvers import SOLVERS
+
+_log = logging.getLogger("simtool")
+
+OBJECTIVES = ("lasso", "l1", "perspective", "elastic-net", "least-squares")
+STRUCTURES = ("layered", "dag", "free")
+KAPPA_ON = ("a", "ab")
+
+_LOSS_WEIGHT = {"lasso": 0.5, "l1": 0.1, "perspective": 0.1, "elastic-net": 0.5, "least-squares": 0.5}
+_BETA = {"lasso": 0.0, "l1": 1e-3, "elastic-net": 0.0}
+_ALPHA = {"perspective": 1e-3}
+_GAMMA = {"elastic-net": 1e-2}
+_LASSO_KAPPA = 0.99
+_FREE_KAPPA = 0.99
+
+
+@dataclass(frozen=True)
+class SparsifyOptions:
+    """Hyper-parameters as typed; None means the default of the objective (see :func:`resolve`).
+
+    Attributes
+    ----------
+    objective : lasso, l1, perspective, elastic-net or least-squares
+    structure : layered, dag or free
+    kappa, kappa_on : bound of ||w_S||_1 for rows of Z, and S: ``a`` (the A-part) or ``ab`` (all of the row)
+    kappa_outputs : the same bound for rows of Y; None for none
+    lambda1, lambda2 : loss weights of rows of Z and of Y
+    alpha, beta, gamma : weights of the perspective, l1 and squared l2 penalties
+    mean_loss : divide the loss by the number of samples
+    solver : native or clarabel
+    tol : relative duality gap at which a row counts as certified
+    """
+
+    objective: str = "lasso"
+    structure: str = "layered"
+    kappa: float | None = None
+    kappa_on: str | None = None
+    kappa_outputs: float | None = None
+    lambda1: float | None = None
+    lambda2: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    gamma: float | None = None
+    mean_loss: bool = False
+    solver: str = "native"
+    tol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _one_of("--objective", self.objective, OBJECTIVES)
+        _one_of("--structure", self.structure, STRUCTURES)
+        _one_of("--solver", self.solver, SOLVERS)
+        if self.kappa_on is not None:
+            _one_of("--kappa-on", self.kappa_on, KAPPA_ON)
+        for name in ("alpha", "beta", "gamma"):
+            value = getattr(self, name)
+            allowed = {"alpha": _ALPHA, "beta": _BETA, "gamma": _GAMMA}[name]
+            if value is not None and self.objective not in allowed:
+                raise OptionError(
+                    f"--{name} does not belong to --objective {self.objective}; it belongs to "
+                    f"{', '.join(allowed)}. Leave it out or change the objective."
+                )
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise OptionError(f"--{name} must be finite and >= 0, got {value!r}.")
+        for name in ("lambda1", "lambda2"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise OptionError(f"--{name} must be finite and > 0, got {value!r}.")
+        for name in ("kappa", "kappa_outputs"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise OptionError(
+                    f"--{name.replace('_', '-')} must be finite and >= 0, got {value!r}. It bounds an l1 norm."
+                )
+        if not (math.isfinite(self.tol) and 1e-12 <= self.tol <= 0.1):
+            raise OptionError(f"--tol must lie in [1e-12, 0.1], got {self.tol!r}. The default is 1e-6.")
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{option} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def resolve(options: SparsifyOptions, largest_lipschitz: float) -> SparsifyOptions:
+    """``options`` with every default filled in, and kappa checked against the structure.
+
+    ``largest_lipschitz`` is the largest Lipschitz constant among the blocks: a free structure is well-posed by
+    its norm only if kappa times that constant is below one.
+    """
+    name = options.objective
+    kappa, kappa_on = options.kappa, options.kappa_on
+    if kappa is None and name == "lasso":
+        kappa = _LASSO_KAPPA
+    if kappa_on is None:
+        kappa_on = "ab" if name == "lasso" else "a"
+    limit = 1.0 / largest_lipschitz
+    if options.structure == "free":
+        if kappa is None or (options.kappa is None and kappa >= limit):
+            kappa = min(_FREE_KAPPA, _FREE_KAPPA * limit)
+            _log.info("a free structure needs a kappa: using --kappa %.6g", kappa)
+        if kappa == 1.0:
+            _log.warning(
+                "kappa = 1 is used by the papers, but a norm of 1 proves nothing about well-posedness"
+            )
+        elif kappa >= limit:
+            raise OptionError(
+                f"kappa must be in [0, {limit:.6g}) for a free structure (1 / the largest Lipschitz constant "
+                f"{largest_lipschitz:.6g} of the activations), got {kappa:g}. Pass --kappa "
+                f"{math.floor(0.95 * limit * 1000) / 1000:g}, or --structure layered, which is well-posed "
+                "without it."
+            )
+    lambda1 = options.lambda1 if options.lambda1 is not None else _LOSS_WEIGHT[name]
+    lambda2 = options.lambda2 if options.lambda2 is not None else _LOSS_WEIGHT[name]
+    return replace(
+        options,
+        kappa=kappa,
+        kappa_on=kappa_on,
+        lambda1=lambda1,
+        lambda2=lambda2,
+        alpha=options.alpha if options.alpha is not None else _ALPHA.get(name),
+        beta=options.beta if options.beta is not None else _BETA.get(name),
+        gamma=options.gamma if options.gamma is not None else _GAMMA.get(name),
+    )
+
+
+def penalty_of(options: SparsifyOptions) -> Penalty:
+    """The penalty that resolved ``options`` mean."""
+    if options.objective == "perspective":
+        assert options.alpha is not None
+        return Penalty(lam0=options.alpha, lam2=options.alpha)
+    if options.objective == "elastic-net":
+        assert options.gamma is not None
+        return Penalty(lam1=options.beta or 0.0, lam2=options.gamma / 2.0)
+    return Penalty(lam1=options.beta or 0.0)
+
+
+def objective_of(options: SparsifyOptions, is_output: bool, samples: int) -> Objective:
+    """The objective of rows of Z, or of rows of Y with ``is_output``, from resolved ``options``."""
+    weight = options.lambda2 if is_output else options.lambda1
+    assert weight is not None
+    return Objective(
+        loss_weight=weight / samples if options.mean_loss else weight,
+        penalty=penalty_of(options),
+        kappa=options.kappa_outputs if is_output else options.kappa,
+    )

@@ -1,0 +1,298 @@
+"""The sparsify stage: a states file in, a run folder with a certified sparse implicit model out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simtool import engines, environment
+from simtool.blocks import lipschitz, to_json
+from simtool.engines import Engine
+from simtool.engines.shards import is_valid, write_bytes
+from simtool.errors import InputError, OutputError, SimtoolError
+from simtool.model import load_model
+from simtool.progress import NO_PROGRESS, Progress
+from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
+from simtool.stages.sparsify.merge import merge
+from simtool.stages.sparsify.options import SparsifyOptions, resolve
+from simtool.stages.sparsify.work import Plan, assemble_gram, gram_array, plan_of
+from simtool.states import States, open_states
+
+_log = logging.getLogger("simtool")
+_WORK = "simtool.stages.sparsify.work"
+_COPY_BYTES = 64 * 2**20
+
+
+def sparsify(
+    states: str | Path,
+    output: str | Path,
+    options: SparsifyOptions | None = None,
+    *,
+    engine: str = "process",
+    workers: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> dict[str, Any]:
+    """Solve every row of the states file and write the sparse implicit model.
+
+    Parameters
+    ----------
+    states : a states.h5 written by extract
+    output : the run folder; an unfinished run with the same spec is resumed, a finished one is returned
+    options : what is asked of every row
+    engine, workers : where rows are solved; no effect on the answer
+
+    Returns
+    -------
+    dict with rows, certified, max_relative_gap, nnz, baseline_nnz, sparsity, norm_a_inf, norm_a_inf_raw,
+    well_posed, well_posed_by, seconds, solve_seconds, peak_memory_bytes, engine, workers, run, model
+
+    Raises OptionError, InputError, FormatError, SpecChanged, OutputError or WorkerError; a run that failed can be
+    resumed by the same call.
+    """
+    started = time.perf_counter()
+    chosen = engines.get(engine, workers)
+    folder = RunFolder(Path(output))
+    try:
+        with open_states(Path(states)) as source:
+            spec = _spec(source, options or SparsifyOptions())
+            folder.prepare()
+            with folder.locked(), _logged_to(folder):
+                folder.claim(spec)
+                plan = plan_of(folder)
+                finished = _finished(folder, plan)
+                if finished is not None:
+                    return finished
+                _warn_if_interpolating(plan)
+                times = _solve(folder, plan, source, chosen, progress)
+                model = merge(folder, plan, source, spec)
+                model.save(folder.model, overwrite=True)
+                result = _result(folder, times, chosen, time.perf_counter() - started)
+                _write_timing(folder, times, result)
+                folder.remove_work()
+                return result
+    finally:
+        chosen.close()
+
+
+def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
+    """Everything that defines the answer."""
+    header = source.header
+    largest = float(lipschitz(header.blocks).max(initial=1e-12))
+    return {
+        "format_version": SPEC_VERSION,
+        "options": asdict(resolve(options, largest)),
+        "sizes": {"n": header.states, "p": header.inputs, "q": header.outputs, "m": header.samples},
+        "blocks": to_json(header.blocks),
+        "output_parents": list(header.output_parents),
+        "has_bias": header.has_bias,
+        "states": {"content_sha256": source.content_sha256()},
+        "environment": environment.fingerprint(),
+    }
+
+
+def _finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
+    """The stored result if every shard and the model are there and valid."""
+    timing = folder.read_timing()
+    if timing is None or not folder.model.exists() or "result" not in timing:
+        return None
+    if not all(is_valid(folder.shard(index)) for index in range(len(plan.shards))):
+        return None
+    try:
+        load_model(folder.model)
+    except SimtoolError as error:
+        _log.warning("the model of this finished run is damaged (%s); it is written again", error)
+        return None
+    _log.info("%s is finished already; its result is returned", folder.path)
+    result: dict[str, Any] = dict(timing["result"])
+    result["run"], result["model"] = str(folder.path), str(folder.model)
+    return result
+
+
+def _warn_if_interpolating(plan: Plan) -> None:
+    widest = max((group.features.size for group in plan.groups), default=0)
+    if plan.m < widest:
+        _log.warning(
+            "%d samples for rows of up to %d features: such rows can fit any target exactly, noise included, and "
+            "say little about new data. Extract at least %d samples, or use a smaller --kappa.",
+            plan.m,
+            widest,
+            2 * widest,
+        )
+
+
+def _solve(
+    folder: RunFolder, plan: Plan, source: States, engine: Engine, progress: Progress
+) -> dict[str, float]:
+    """Bring every shard to completion; returns the seconds of each phase and the workers' peak memory."""
+    todo = [index for index in range(len(plan.shards)) if not is_valid(folder.shard(index))]
+    times = {"gram_seconds": 0.0, "rows_seconds": 0.0, "worker_peak_memory_bytes": 0.0}
+    if not todo:
+        return times
+    _check_room(folder, plan)
+    _write_inputs(folder, source)
+
+    def run_phase(task: str, items: list[int], label: str, weight: Callable[[int], int], unit: str) -> float:
+        phase_started = time.perf_counter()
+        seen = {"rows": 0, "certified": 0}
+
+        def done(item: int, report: dict[str, Any]) -> None:
+            times["worker_peak_memory_bytes"] = max(
+                times["worker_peak_memory_bytes"], float(report["peak_memory_bytes"])
+            )
+            if "rows" in report:
+                seen["rows"] += report["rows"]
+                seen["certified"] += report["certified"]
+                progress.note(f"{seen['certified']} certified")
+            progress.advance(weight(item))
+
+        progress.start(sum(weight(item) for item in items), unit, label)
+        engine.run(f"{_WORK}:{task}", folder.path.resolve(), items, done)
+        progress.finish()
+        return time.perf_counter() - phase_started
+
+    needed = {plan.groups[plan.shards[index].group].gram for index in todo} & set(plan.grams)
+    missing = [name for name in sorted(needed) if not folder.array(gram_array(plan, name)).exists()]
+    tiles = [
+        index
+        for index, tile in enumerate(plan.tiles)
+        if tile[0] in missing and not is_valid(folder.tile(index))
+    ]
+    if tiles:
+        times["gram_seconds"] = run_phase("gram_tile", tiles, "Gram matrix", lambda _: 1, "tiles")
+    for name in missing:
+        assemble_gram(folder, name)
+    times["rows_seconds"] = run_phase(
+        "solve_shard",
+        todo,
+        "rows",
+        lambda index: plan.shards[index].stop - plan.shards[index].start,
+        "rows",
+    )
+    return times
+
+
+def _check_room(folder: RunFolder, plan: Plan) -> None:
+    """Refuse a run that memory or disk cannot hold, before any work."""
+    grams = max((features.size for features in plan.grams.values()), default=0) ** 2 * 8
+    inputs = (2 * plan.n + plan.p + plan.q) * plan.m * 4
+    available = _available_memory()
+    if available is not None and 2 * grams > available:
+        raise InputError(
+            f"the Gram matrix needs {2 * grams / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are free. "
+            "Use --structure layered, which needs one per layer only, or a machine with more memory."
+        )
+    stored = sum(features.size**2 * 16 for features in plan.grams.values())
+    free = shutil.disk_usage(folder.path).free
+    if inputs + stored > free:
+        raise OutputError(
+            f"the run needs about {(inputs + stored) / 2**20:.0f} MiB in {folder.path}, {free / 2**20:.0f} MiB are "
+            "free. Free some space or choose another -o."
+        )
+
+
+def _available_memory() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _write_inputs(folder: RunFolder, source: States) -> None:
+    """[X; U] and [Z; Y] as plain arrays that workers map, copied piece by piece."""
+    folder.work.mkdir(exist_ok=True)
+    for name, parts in (
+        ("design", (("X", source.X), ("U", source.U))),
+        ("targets", (("Z", source.Z), ("Y", source.Y))),
+    ):
+        path = folder.array(name)
+        if path.exists():
+            continue
+        rows = sum(part.shape[0] for _, part in parts)
+        samples = parts[0][1].shape[1]
+        temporary = path.with_name(f".{name}.{os.getpid()}.npy")
+        try:
+            mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(rows, samples))
+            offset = 0
+            for label, part in parts:
+                step = max(1, _COPY_BYTES // max(1, 4 * samples))
+                for start in range(0, part.shape[0], step):
+                    piece = part[start : start + step]
+                    if not np.isfinite(piece).all():
+                        row, sample = np.argwhere(~np.isfinite(piece))[0]
+                        raise InputError(
+                            f"the states file holds {piece[row, sample]} in {label}[{start + row}, {sample}]; every "
+                            "value must be finite. Extract again from a network and data without NaN or infinity."
+                        )
+                    mapped[offset : offset + piece.shape[0]] = piece
+                    offset += piece.shape[0]
+            mapped.flush()
+            del mapped
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {path}: {error.strerror or error}. Free some space, then run again."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _result(folder: RunFolder, times: dict[str, float], engine: Engine, seconds: float) -> dict[str, Any]:
+    """The JSON object of the command, read back from the model as it was written."""
+    model = load_model(folder.model)
+    table = model.certificates
+    assert table is not None
+    verdict = model.well_posedness()
+    own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "rows": len(table),
+        "certified": int(table.certified.sum()),
+        "max_relative_gap": float(table.relative_gap.max(initial=0.0)),
+        "nnz": model.nnz,
+        "baseline_nnz": model.baseline_nnz,
+        "sparsity": model.sparsity if model.baseline_nnz else None,
+        "norm_a_inf": model.norm_a_inf,
+        "norm_a_inf_raw": model.norm_a_inf_raw,
+        "well_posed": verdict.well_posed,
+        "well_posed_by": verdict.by,
+        "seconds": seconds,
+        "solve_seconds": times["gram_seconds"] + times["rows_seconds"],
+        "peak_memory_bytes": int(max(own_peak, times["worker_peak_memory_bytes"])),
+        "engine": engine.name,
+        "workers": engine.workers,
+        "run": str(folder.path),
+        "model": str(folder.model),
+    }
+
+
+def _write_timing(folder: RunFolder, times: dict[str, float], result: dict[str, Any]) -> None:
+    import json
+    import platform
+
+    content = {**times, "host": platform.node(), "result": result}
+    write_bytes(folder.timing, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+@contextmanager
+def _logged_to(folder: RunFolder) -> Iterator[None]:
+    """Copy the log into the run folder while the run is at work."""
+    handler = logging.FileHandler(folder.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _log.addHandler(handler)
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,103 @@
+"""Which features a row may use, and how rows are gathered into groups and shards.
+
+Features are the rows of [X; U]: state i is feature i, input j is feature n + j, the bias the last. Everything
+here is a function of the blocks and of n, p, q, never of the machine: the shards of a run are the same anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from simtool.blocks import BIAS, INPUT, Block
+
+SHARD_ROWS = 32
+GRAM_TILE = 512
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows that share a design: ``rows`` count into [Z; Y], ``features`` (sorted) into [X; U].
+
+    ``gram`` names the Gram matrix the group reads: its own, or the one over all features (FULL).
+    """
+
+    name: str
+    rows: tuple[int, int]
+    features: np.ndarray
+    is_output: bool
+    excludes_itself: bool
+    gram: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows ``start : stop`` of [Z; Y], all of one group."""
+
+    group: int
+    start: int
+    stop: int
+
+
+def row_groups(
+    structure: str, blocks: Sequence[Block], output_parents: Sequence[str], p: int, q: int, has_bias: bool
+) -> tuple[RowGroup, ...]:
+    """The groups of a model with these blocks, in the order of their rows."""
+    n = sum(block.size for block in blocks)
+    everything = np.arange(n + p)
+    if structure == "free":
+        groups = [RowGroup("states", (0, n), everything, False, True, FULL)] if n else []
+        return (*groups, RowGroup("outputs", (n, n + q), everything, True, False, FULL))
+    if structure == "dag":
+        # Later layers are stacked first, so the earlier ones are what follows the block.
+        groups = [
+            RowGroup(
+                b.name,
+                (b.offset, b.offset + b.size),
+                np.arange(b.offset + b.size, n + p),
+                False,
+                False,
+                FULL,
+            )
+            for b in blocks
+        ]
+        return (*groups, RowGroup("outputs", (n, n + q), everything, True, False, FULL))
+    places = {b.name: np.arange(b.offset, b.offset + b.size) for b in blocks}
+    places[INPUT] = np.arange(n, n + p - (1 if has_bias else 0))
+    places[BIAS] = np.arange(n + p - 1, n + p) if has_bias else np.arange(0)
+
+    def features(parents: Sequence[str]) -> np.ndarray:
+        return np.unique(np.concatenate([np.arange(0), *(places[name] for name in parents)]))
+
+    groups = [
+        RowGroup(b.name, (b.offset, b.offset + b.size), features(b.parents), False, False, b.name)
+        for b in blocks
+    ]
+    return (*groups, RowGroup("outputs", (n, n + q), features(output_parents), True, False, "outputs"))
+
+
+def shards(groups: Sequence[RowGroup]) -> tuple[Shard, ...]:
+    """Every row once, in pieces of SHARD_ROWS."""
+    return tuple(
+        Shard(index, start, min(start + SHARD_ROWS, group.rows[1]))
+        for index, group in enumerate(groups)
+        for start in range(*group.rows, SHARD_ROWS)
+    )
+
+
+def gram_features(groups: Sequence[RowGroup], n_features: int) -> dict[str, np.ndarray]:
+    """The features of every Gram matrix that the groups name."""
+    return {group.gram: np.arange(n_features) if group.gram == FULL else group.features for group in groups}
+
+
+def gram_tiles(sizes: dict[str, int]) -> tuple[tuple[str, int, int], ...]:
+    """The tiles (name, row start, column start) of the upper triangles of Gram matrices of these sizes."""
+    return tuple(
+        (name, i, j)
+        for name in sorted(sizes)
+        for i in range(0, sizes[name], GRAM_TILE)
+        for j in range(i, sizes[name], GRAM_TILE)
+    )

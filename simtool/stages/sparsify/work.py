@@ -1,0 +1,178 @@
+"""The tasks of a run: one Gram tile, one shard of rows. Pure functions of the files in the run folder."""
+
+from __future__ import annotations
+
+import functools
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simtool import solvers
+from simtool.blocks import from_json
+from simtool.certificate import certify
+from simtool.engines.shards import read_shard, write_shard
+from simtool.problem import SAMPLE_TILE, Design, RowSet
+from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.options import SparsifyOptions, objective_of
+from simtool.stages.sparsify.structure import (
+    FULL,
+    GRAM_TILE,
+    RowGroup,
+    Shard,
+    gram_features,
+    gram_tiles,
+    row_groups,
+    shards,
+)
+
+CERTIFICATE_FIELDS = (
+    "primal",
+    "dual",
+    "relative_gap",
+    "kappa_slack",
+    "multiplier",
+    "projection_error",
+    "kind",
+    "certified",
+)
+
+
+class Plan:
+    """What spec.json says is to be done: the groups, shards and Gram tiles of a run."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        sizes = spec["sizes"]
+        self.n, self.p, self.q, self.m = (int(sizes[key]) for key in ("n", "p", "q", "m"))
+        self.options = SparsifyOptions(**spec["options"])
+        self.groups: tuple[RowGroup, ...] = row_groups(
+            self.options.structure,
+            from_json(spec["blocks"]),
+            spec["output_parents"],
+            self.p,
+            self.q,
+            bool(spec["has_bias"]),
+        )
+        self.shards: tuple[Shard, ...] = shards(self.groups)
+        self.grams = gram_features([g for g in self.groups if self._wants_gram(g)], self.n + self.p)
+        self.tiles = gram_tiles({name: features.size for name, features in self.grams.items()})
+
+    def bounded(self, group: RowGroup) -> np.ndarray:
+        """The set S among the group's features, (d,) bool."""
+        if self.options.kappa_on == "a":
+            return np.asarray(group.features < self.n)
+        return np.ones(group.features.size, dtype=bool)
+
+    def _wants_gram(self, group: RowGroup) -> bool:
+        """The native solver reads G unless some features are smooth and eliminated first."""
+        if self.options.solver != "native" or group.features.size == 0:
+            return False
+        objective = objective_of(self.options, group.is_output, self.m)
+        everything_bounded = objective.kappa is not None and bool(self.bounded(group).all())
+        return objective.penalty.slope > 0 or everything_bounded
+
+
+@functools.lru_cache(maxsize=4)
+def _plan(path: Path, modified: int) -> Plan:
+    del modified  # part of the key: another spec at the same path is another plan
+    return Plan(RunFolder(path).read_spec())
+
+
+def plan_of(folder: RunFolder) -> Plan:
+    """The plan of a run folder, read once per process."""
+    return _plan(folder.path, folder.spec.stat().st_mtime_ns)
+
+
+def _report(started: float, **extra: Any) -> dict[str, Any]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak, **extra}
+
+
+def gram_tile(path: Path, index: int) -> dict[str, Any]:
+    """Compute tile ``index`` of the Gram matrices and leave it in the work folder."""
+    started = time.perf_counter()
+    folder = RunFolder(path)
+    plan = plan_of(folder)
+    name, i, j = plan.tiles[index]
+    features = plan.grams[name]
+    w = folder.map_array("design")
+    left, right = features[i : i + GRAM_TILE], features[j : j + GRAM_TILE]
+    total = np.zeros((left.size, right.size))
+    for start in range(0, plan.m, SAMPLE_TILE):
+        samples = slice(start, start + SAMPLE_TILE)
+        a = np.asarray(w[left, samples], dtype=np.float64)
+        b = a if i == j else np.asarray(w[right, samples], dtype=np.float64)
+        total += a @ b.T
+    write_shard(folder.tile(index), {"tile": total})
+    return _report(started)
+
+
+def assemble_gram(folder: RunFolder, name: str) -> None:
+    """Put the finished tiles of Gram matrix ``name`` together as one mapped array."""
+    plan = plan_of(folder)
+    size = plan.grams[name].size
+    gram = np.empty((size, size))
+    for index, (owner, i, j) in enumerate(plan.tiles):
+        if owner == name:
+            tile = read_shard(folder.tile(index))["tile"]
+            gram[i : i + tile.shape[0], j : j + tile.shape[1]] = tile
+            gram[j : j + tile.shape[1], i : i + tile.shape[0]] = tile.T
+    folder.write_array(gram_array(plan, name), gram)
+
+
+def gram_array(plan: Plan, name: str) -> str:
+    """The array name of Gram matrix ``name`` (block names need not be file names)."""
+    return f"gram-{sorted(plan.grams).index(name)}"
+
+
+def row_set(folder: RunFolder, shard: Shard) -> RowSet:
+    """The convex problems of ``shard``."""
+    plan = plan_of(folder)
+    group = plan.groups[shard.group]
+    design = folder.map_array("design")
+    features = group.features
+    if features.size and features[-1] - features[0] + 1 == features.size:
+        w = design[features[0] : features[-1] + 1]
+    else:
+        w = design[features]
+    gram = None
+    if group.gram in plan.grams:
+        mapped = folder.map_array(gram_array(plan, group.gram))
+        whole = group.gram != FULL or features.size == plan.n + plan.p
+        gram = np.asarray(mapped) if whole else mapped[np.ix_(features, features)]
+    rows = np.arange(shard.start, shard.stop)
+    return RowSet(
+        design=Design(w, gram),
+        targets=folder.map_array("targets")[shard.start : shard.stop],
+        objective=objective_of(plan.options, group.is_output, plan.m),
+        constrained=plan.bounded(group),
+        excluded=rows if group.excludes_itself else np.full(rows.size, -1),
+    )
+
+
+def solve_shard(path: Path, index: int) -> dict[str, Any]:
+    """Solve and certify shard ``index`` and leave it in the rows folder."""
+    started = time.perf_counter()
+    folder = RunFolder(path)
+    plan = plan_of(folder)
+    shard = plan.shards[index]
+    rows = row_set(folder, shard)
+    w = solvers.get(plan.options.solver)(rows, plan.options.tol)
+    proof = certify(rows, w, plan.options.tol)
+    non_zero = w != 0
+    _, local = np.nonzero(non_zero)
+    arrays = {
+        "indptr": np.concatenate([[0], np.cumsum(non_zero.sum(axis=1))]).astype(np.int64),
+        "indices": plan.groups[shard.group].features[local].astype(np.int64),
+        "data": w[non_zero],
+    }
+    arrays.update({field: getattr(proof, field) for field in CERTIFICATE_FIELDS})
+    write_shard(folder.shard(index), arrays)
+    return _report(
+        started,
+        rows=shard.stop - shard.start,
+        certified=int(proof.certified.sum()),
+        worst=float(proof.relative_gap.max(initial=0.0)),
+    )
