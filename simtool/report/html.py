@@ -103,7 +103,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = T
         + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    header = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
+    return f'<div class="scroll"><table>{header}<tbody>{body}</tbody></table></div>'
 
 
 def _heat(counts: BlockCounts) -> str:
@@ -152,9 +153,9 @@ def _attack_note(report: dict[str, Any]) -> str:
     attack = report["attack"]
     moved = f"{text.count(attack['inputs_perturbed'])} inputs ({text.percent(attack['fraction'], 0)}, seed {attack['seed']})"
     if attack["method"] == "fgsm":
-        how = f"epsilon times the sign of the loss gradient of the {attack['gradient']} was added to {moved}"
+        how = f"Epsilon times the sign of the loss gradient of the {attack['gradient']} was added to {moved}"
     else:
-        how = f"epsilon times sign(1/2 - u) was added to {moved}"
+        how = f"Epsilon times sign(1/2 - u) was added to {moved}"
     clipped = (
         "and clipped to [0, 1], where the data lie"
         if attack["clipped_to"]

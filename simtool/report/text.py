@@ -70,9 +70,8 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
                 rows.append((f"{name}: class kept", percent(report["robust_agreement"][key]), ""))
             elif report["task"] == "classification":
                 values = report["robust_accuracy"][key], report["baseline_robust_accuracy"][key]
-                rows.append((name, *map(percent, values)))
+                rows.append((name, percent(values[0]), percent(values[1])))
             else:
-                rows.append(
-                    (name, *map(number, (report["robust_mse"][key], report["baseline_robust_mse"][key])))
-                )
+                errors = report["robust_mse"][key], report["baseline_robust_mse"][key]
+                rows.append((name, number(errors[0]), number(errors[1])))
     return rows
