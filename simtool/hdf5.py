@@ -168,8 +168,9 @@ def open_checked(path: Path, kind: str) -> Iterator[h5py.File]:
             if text != kind:
                 raise FormatError(f"{path} is not a {kind} file of simtool (its format is {text!r}).")
             if not isinstance(version, np.integer | int) or int(version) != FORMAT_VERSION:
+                shown = version.item() if isinstance(version, np.generic) else version
                 raise FormatError(
-                    f"{path} has format version {version!r}; this simtool reads version {FORMAT_VERSION}. "
+                    f"{path} has format version {shown!r}; this simtool reads version {FORMAT_VERSION}. "
                     "Upgrade simtool, or write the file again with this version."
                 )
             _check_group(path, file, path.stat().st_size)
