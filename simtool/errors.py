@@ -31,7 +31,11 @@ class FormatError(InputError):
 
 
 class UnsupportedOperator(InputError):
-    """A network holds an operator that cannot be turned into rows and activations."""
+    """A network holds an operator that cannot be turned into rows and activations; ``refused`` lists them all."""
+
+    def __init__(self, message: str, refused: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class OptionError(SimtoolError):

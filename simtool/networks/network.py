@@ -1,0 +1,92 @@
+"""What a loaded network offers, whatever it was read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from simtool.networks.graph import Graph
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """How to find and load a network.
+
+    Attributes
+    ----------
+    network : ``net.onnx``, ``package.module:factory``, ``file.py:factory``, ``model.h5``, or (trusted) a pickled module or .pt2
+    model_args : ``key=value`` arguments of the factory; values are Python literals, else text
+    weights : .safetensors or a weights-only state_dict
+    input_shape : one sample as the network takes it, where the network does not say
+    trust_model : allow files whose loading runs code
+    """
+
+    network: str
+    model_args: tuple[str, ...] = ()
+    weights: Path | None = None
+    input_shape: tuple[int, ...] | None = None
+    trust_model: bool = False
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the network computed on k samples, float32: z and x (k, size) by block, y (k, q) before the output map."""
+
+    z: dict[str, np.ndarray]
+    x: dict[str, np.ndarray]
+    y: np.ndarray
+
+
+class Network(Protocol):
+    """A network that can be run with every activation's input and output recorded."""
+
+    @property
+    def graph(self) -> Graph: ...
+
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of what the network computes."""
+        ...
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """How it was loaded, ready for JSON."""
+        ...
+
+    @property
+    def output_size(self) -> int: ...
+
+    def run(self, inputs: np.ndarray) -> Recorded:
+        """Run float32 ``inputs`` (k, *input_shape)."""
+        ...
+
+
+def shaped(inputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """``inputs`` (k, ...) as (k, *shape)."""
+    return np.ascontiguousarray(inputs).reshape(inputs.shape[0], *shape)
+
+
+def collect(graph: Graph, tensors: dict[str, np.ndarray]) -> Recorded:
+    """The record of one batch from the reader's ``tensors``, each (k, ...)."""
+
+    def flat(name: str) -> np.ndarray:
+        value = tensors[name]
+        return np.asarray(value, dtype=np.float32).reshape(value.shape[0], -1)
+
+    return Recorded(
+        {node.name: flat(node.z_tensor) for node in graph.nodes},
+        {node.name: flat(node.x_tensor) for node in graph.nodes},
+        flat(graph.output_tensor),
+    )
+
+
+def wanted_tensors(graph: Graph) -> tuple[str, ...]:
+    """The reader's tensors that :func:`collect` needs, each once."""
+    names = [name for node in graph.nodes for name in (node.z_tensor, node.x_tensor)]
+    return tuple(dict.fromkeys([*names, graph.output_tensor]))

@@ -1,0 +1,326 @@
+"""The ONNX reader: the file is translated into a program, and run by ONNX Runtime with extra graph outputs.
+
+Exposing an activation's input and output as graph outputs also keeps ONNX Runtime from fusing them away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnxruntime
+from onnx import numpy_helper
+
+from simtool import activations
+from simtool.errors import FormatError, InputError, UnsupportedOperator
+from simtool.networks import onnx_ops, patterns
+from simtool.networks.network import Recorded, collect, shaped, wanted_tensors
+from simtool.networks.program import Op, Program
+from simtool.networks.symbolic import Interpreter
+
+_MIN_OPSET = 9
+_PROBE_BATCH = 3
+_FLOATS: dict[int, type[np.floating[Any]]] = {
+    int(onnx.TensorProto.FLOAT): np.float32,
+    int(onnx.TensorProto.DOUBLE): np.float64,
+}
+
+
+class OnnxNetwork:
+    """An ONNX network with its graph; ``run`` records every activation's input and output."""
+
+    def __init__(
+        self, model: onnx.ModelProto, network: str, input_shape: tuple[int, ...] | None, sha256: str
+    ) -> None:
+        self._network = network
+        self._model = model
+        value = _only_input(model, network)
+        self._input = value.name
+        self._dtype = _FLOATS.get(value.type.tensor_type.elem_type)
+        if self._dtype is None:
+            kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+            raise UnsupportedOperator(
+                f"{network}: the input {value.name!r} is of type {kind}; float or double is needed."
+            )
+        self._fixed_batch, self.input_shape = _input_shape(value, network, input_shape)
+        program = _Translator(model, network, self._input).program()
+        patterns.rewrite(program)
+        program.refuse_unknown(network)
+        self.graph = Interpreter(program, self._shapes(program), self.input_shape).run()
+        self._names = [name for name in wanted_tensors(self.graph) if name != self._input]
+        self._session = self._open(self._names)
+        self.sha256 = sha256
+        self.description: dict[str, Any] = {
+            "network": network,
+            "format": "onnx",
+            "opset": _opset(model),
+            "input_shape": list(self.input_shape),
+        }
+
+    @property
+    def output_size(self) -> int:
+        return self.graph.output_size
+
+    def run(self, inputs: np.ndarray) -> Recorded:
+        """Run float32 ``inputs`` (k, *input_shape)."""
+        batch = shaped(inputs, self.input_shape).astype(self._dtype)
+        values = dict(zip(self._names, self._run(self._session, self._names, batch), strict=True))
+        values[self._input] = batch
+        return collect(self.graph, values)
+
+    def _run(
+        self, session: onnxruntime.InferenceSession, names: list[str], batch: np.ndarray
+    ) -> list[np.ndarray]:
+        if not names:
+            return []
+        size = self._fixed_batch or max(len(batch), 1)
+        parts: list[list[np.ndarray]] = []
+        for start in range(0, len(batch), size):
+            piece = batch[start : start + size]
+            # A network exported for a fixed batch size gets full batches; what the padding gives is dropped.
+            padding = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
+            padded = np.pad(piece, padding) if self._fixed_batch else piece
+            try:
+                results = session.run(names, {self._input: padded})
+            except Exception as error:  # onnxruntime's exceptions share no base class
+                raise InputError(
+                    f"{self._network} failed in ONNX Runtime on {len(padded)} samples of shape {batch.shape[1:]}: {error}"
+                ) from error
+            parts.append([result[: len(piece)] for result in results])
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def _open(self, names: Iterable[str]) -> onnxruntime.InferenceSession:
+        exposed = onnx.ModelProto()
+        exposed.CopyFrom(self._model)
+        del exposed.graph.output[:]
+        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        return _session(exposed, self._network)
+
+    def _shapes(self, program: Program) -> dict[str, tuple[int, ...] | None]:
+        """Each tensor's shape per sample, found by running a batch of zeros."""
+        names = [op.output for op in program.ops]
+        batch = self._fixed_batch or _PROBE_BATCH
+        shapes: dict[str, tuple[int, ...] | None] = {self._input: self.input_shape}
+        if names:
+            zeros = np.zeros((batch, *self.input_shape), dtype=self._dtype)
+            session = self._open(names)
+            try:
+                values = session.run(names, {self._input: zeros})
+            except Exception as error:  # onnxruntime's exceptions share no base class
+                raise InputError(
+                    f"{self._network} cannot be run on samples of shape {self.input_shape}: {error}. Pass --input-shape."
+                ) from error
+            for name, value in zip(names, values, strict=True):
+                keeps = value.ndim > 0 and value.shape[0] == batch
+                shapes[name] = tuple(value.shape[1:]) if keeps else None
+        return shapes
+
+
+def _session(model: onnx.ModelProto, network: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise InputError(f"ONNX Runtime cannot load {network}: {error}") from error
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    return int(versions[0]) if versions else 0
+
+
+def _only_input(model: onnx.ModelProto, network: str) -> onnx.ValueInfoProto:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        raise UnsupportedOperator(
+            f"{network} has {len(inputs)} inputs and {len(model.graph.output)} outputs; exactly one of each is needed."
+        )
+    return inputs[0]
+
+
+def _input_shape(
+    value: onnx.ValueInfoProto, network: str, asked: tuple[int, ...] | None
+) -> tuple[int | None, tuple[int, ...]]:
+    """(fixed batch size or None, one sample's shape)."""
+    if not value.type.tensor_type.HasField("shape") or not value.type.tensor_type.shape.dim:
+        if asked is None:
+            raise InputError(f"{network} does not declare the shape of its input. Pass --input-shape.")
+        return None, asked
+    first, *rest = value.type.tensor_type.shape.dim
+    declared = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in rest)
+    fixed = first.dim_value if first.HasField("dim_value") and first.dim_value > 0 else None
+    if asked is not None:
+        if len(asked) != len(declared) or any(
+            d not in (None, a) for d, a in zip(declared, asked, strict=True)
+        ):
+            raise InputError(
+                f"--input-shape {asked} does not fit the input {declared} that {network} declares."
+            )
+        return fixed, asked
+    if any(dim is None or dim <= 0 for dim in declared):
+        raise InputError(
+            f"{network} declares samples of shape {declared}, with open dimensions. Pass --input-shape."
+        )
+    return fixed, tuple(int(dim) for dim in declared if dim is not None)
+
+
+class _Translator:
+    """ONNX nodes to a :class:`Program`."""
+
+    def __init__(self, model: onnx.ModelProto, network: str, source: str) -> None:
+        self._model = model
+        self._network = network
+        self._source = source
+        self._constants: dict[str, np.ndarray] = {}
+        self._roots: dict[str, frozenset[str]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+
+    def program(self) -> Program:
+        """The program; constant sub-expressions are computed by ONNX Runtime."""
+        for tensor in self._model.graph.initializer:
+            self._root(tensor.name, numpy_helper.to_array(tensor))
+        self._fold()
+        ops = [
+            self._translate(node) for node in self._model.graph.node if node.output[0] not in self._constants
+        ]
+        output = self._model.graph.output[0].name
+        return Program(ops, self._constants, self._source, output, self._roots, self._sizes)
+
+    def _root(self, name: str, value: np.ndarray) -> None:
+        self._constants[name] = value
+        if value.ndim > 0 and value.dtype.kind == "f":
+            self._roots[name] = frozenset({name})
+            self._sizes[name] = (int(np.count_nonzero(value)), int(value.size))
+
+    def _fold(self) -> None:
+        """Compute every node that does not depend on the input."""
+        folded: list[onnx.NodeProto] = []
+        for node in self._model.graph.node:
+            inputs = [name for name in node.input if name]
+            nested = any(
+                attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+                for attribute in node.attribute
+            )
+            if (
+                nested
+                or len(node.output) != 1
+                or any(name not in self._roots_or_constants(folded) for name in inputs)
+            ):
+                continue
+            folded.append(node)
+            roots = [self._roots.get(name, frozenset()) for name in inputs]
+            self._roots[node.output[0]] = frozenset().union(*roots)
+        if not folded:
+            return
+        names = [node.output[0] for node in folded]
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        for field in (model.graph.node, model.graph.output, model.graph.input, model.graph.value_info):
+            del field[:]
+        model.graph.node.extend(folded)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        values = _session(model, self._network).run(names, {})
+        for node, value in zip(folded, values, strict=True):
+            if node.op_type == "Constant":
+                self._root(node.output[0], np.asarray(value))
+            else:
+                self._constants[node.output[0]] = np.asarray(value)
+
+    def _roots_or_constants(self, folded: list[onnx.NodeProto]) -> set[str]:
+        return {*self._constants, *(node.output[0] for node in folded)}
+
+    def _translate(self, node: onnx.NodeProto) -> Op:
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        kind, indices, found = onnx_ops.meaning(node.domain, node.op_type, attributes)
+        operands = [node.input[i] for i in indices if i < len(node.input) and node.input[i]]
+        if kind == "unsupported" and not node.domain and node.op_type in ("Clip", "Max"):
+            rule = self._clip if node.op_type == "Clip" else self._maximum
+            kind, found, operands = rule(node, attributes)
+        if kind == "unsupported":
+            operands = [name for name in node.input if name and name not in self._constants]
+        elif why := self._objection(node, attributes):
+            kind, found = "unsupported", {"why": why}
+        if kind == "map" and found["axis"] is None:
+            found["axis"] = 1 if _opset(self._model) < 13 else -1
+        if found.pop("transpose", False) and operands[1] in self._constants:
+            turned = f"{operands[1]}.T"
+            self._constants[turned] = self._constants[operands[1]].T
+            self._roots[turned] = self._roots.get(operands[1], frozenset())
+            operands[1] = turned
+        operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        return Op(kind, operator, node.name or node.output[0], tuple(operands), node.output[0], found)
+
+    def _clip(
+        self, node: onnx.NodeProto, attributes: dict[str, Any]
+    ) -> tuple[str, dict[str, Any], list[str]]:
+        """Clip from 0 upwards is relu; its bounds are inputs since opset 11, attributes before."""
+
+        def bound(index: int, name: str, missing: float) -> float | None:
+            if name in attributes:
+                return float(attributes[name])
+            if len(node.input) <= index or not node.input[index]:
+                return missing
+            value = self._constants.get(node.input[index])
+            return None if value is None else float(value)
+
+        low, high = bound(1, "min", -np.inf), bound(2, "max", np.inf)
+        if low == 0.0 and high is not None and high >= float(np.finfo(np.float32).max):
+            return "activation", {"activation": activations.make("relu")}, [node.input[0]]
+        return (
+            "unsupported",
+            {"why": f"clips to [{low}, {high}]; only Clip(min=0) is an activation (relu)"},
+            [],
+        )
+
+    def _maximum(self, node: onnx.NodeProto, _: dict[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
+        """Max with the constant 0 is relu."""
+        values = [name for name in node.input if name not in self._constants]
+        constants = [self._constants[name] for name in node.input if name in self._constants]
+        if len(values) == 1 and len(constants) == 1 and constants[0].size == 1 and not constants[0].any():
+            return "activation", {"activation": activations.make("relu")}, values
+        return "unsupported", {"why": "only Max(x, 0) is an activation (relu)"}, []
+
+    def _objection(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> str | None:
+        """Why a node that is taken in general is refused here."""
+        if node.op_type == "Dropout":
+            training = self._constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+            if (training is not None and bool(training)) or (
+                len(node.input) > 2 and node.input[2] and training is None
+            ):
+                return "dropout in training mode"
+        if node.op_type == "Cast" and attributes.get("to") not in _FLOATS:
+            return "casts to a type that is not float or double"
+        return None
+
+
+def read_onnx(path: Path, input_shape: tuple[int, ...] | None) -> OnnxNetwork:
+    """The network in ``path``. Raises InputError, FormatError or UnsupportedOperator."""
+    if not path.is_file():
+        raise InputError(f"the network {path} does not exist. Check the path.")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf, checker and file errors alike
+        raise FormatError(f"{path} is not a valid ONNX file: {' '.join(str(error).split())[:400]}") from error
+    if _opset(model) < _MIN_OPSET:
+        raise UnsupportedOperator(
+            f"{path} uses opset {_opset(model)}; {_MIN_OPSET} or newer is needed. Export it again, or convert it with "
+            "onnx.version_converter."
+        )
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    digest = hashlib.sha256(path.read_bytes())
+    for tensor in model.graph.initializer:  # weights may lie in files beside it
+        digest.update(tensor.name.encode() + numpy_helper.to_array(tensor).tobytes())
+    return OnnxNetwork(model, str(path), input_shape, digest.hexdigest())

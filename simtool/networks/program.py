@@ -1,0 +1,87 @@
+"""A network as both readers first write it down: a flat list of operators on named tensors, and constants.
+
+The readers only translate names and attributes into an :class:`Op`. Patterns (``patterns``) and meaning (``symbolic``)
+are then the same for PyTorch and ONNX.
+
+Kinds: ``linear`` (x, weight (out, in), bias), ``matmul`` (x, weight (in, out)), ``add`` ``sub`` ``mul`` ``div`` ``pow`` (two
+operands), ``neg``, ``erf``, ``greater``, ``where``, ``activation`` (attribute ``activation``), ``map`` (attributes ``map``, ``axis``), ``pass``, and
+``unsupported`` (attribute ``why``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from simtool.errors import UnsupportedOperator
+
+# Operators that mean something only inside a written-out activation.
+_ONLY_IN_PATTERNS = ("erf", "pow", "greater", "where")
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator: ``kind`` is its meaning, ``operator`` and ``name`` are what the network calls it."""
+
+    kind: str
+    operator: str
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Program:
+    """Operators in execution order on named tensors.
+
+    ``roots`` says for each constant from which of the network's own tensors it was computed, and ``sizes`` gives (non-zeros, entries) of
+    each such tensor, so that a weight used twice is counted once.
+    """
+
+    ops: list[Op]
+    constants: dict[str, np.ndarray]
+    input: str
+    output: str
+    roots: dict[str, frozenset[str]] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def prune(self) -> None:
+        """Drop the operators that the output does not need."""
+        needed = {self.output}
+        kept: list[Op] = []
+        for op in reversed(self.ops):
+            if op.output in needed:
+                kept.append(op)
+                needed.update(op.inputs)
+        self.ops = kept[::-1]
+
+    def uses(self) -> Counter[str]:
+        """How many operators (and the output) read each tensor."""
+        counts = Counter(name for op in self.ops for name in op.inputs)
+        counts[self.output] += 1
+        return counts
+
+    def scalar(self, name: str) -> float | None:
+        """The value of a one-element constant, None for anything else."""
+        value = self.constants.get(name)
+        return float(value.reshape(())) if value is not None and value.size == 1 else None
+
+    def refuse_unknown(self, network: str) -> None:
+        """Raise UnsupportedOperator with every operator that has no meaning here, all at once."""
+        refused = []
+        for op in self.ops:
+            if op.kind in ("unsupported", *_ONLY_IN_PATTERNS):
+                why = op.attributes.get("why")
+                refused.append(f"{op.operator} (node {op.name})" + (f": {why}" if why else ""))
+        if refused:
+            raise UnsupportedOperator(
+                f"{network} holds {len(refused)} operator(s) that cannot become rows and activations: "
+                f"{'; '.join(refused)}. Taken are linear layers, sums, products with constants, reshapes and the activations "
+                "relu, leaky_relu, tanh, sigmoid, elu, silu, gelu, softplus; a softmax only at the end. "
+                "Replace the operator or cut the network before it.",
+                refused=tuple(refused),
+            )

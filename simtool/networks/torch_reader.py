@@ -1,0 +1,302 @@
+"""The PyTorch reader: torch.export makes a functional ATen program, which is translated and, later, run with recording.
+
+Exporting with ``run_decompositions({})`` removes in-place writes (an in-place relu would overwrite the Z it was computed from) and
+makes every use of a module that is called twice an operator of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from simtool.errors import InputError, UnsupportedOperator
+from simtool.networks import patterns, torch_ops
+from simtool.networks.graph import Graph
+from simtool.networks.network import Recorded, collect, shaped, wanted_tensors
+from simtool.networks.program import Op, Program
+from simtool.networks.symbolic import Interpreter
+
+log = logging.getLogger("simtool")
+_EXAMPLE_BATCH = 2
+
+
+class TorchNetwork:
+    """A PyTorch network with its graph; ``run`` records every activation's input and output."""
+
+    def __init__(
+        self,
+        exported: torch.export.ExportedProgram,
+        graph: Graph,
+        dtype: torch.dtype,
+        description: dict[str, Any],
+    ) -> None:
+        self._module = exported.graph_module
+        self._exported = exported
+        self._wanted = frozenset(wanted_tensors(graph))
+        self._dtype = dtype
+        self._constants = _constants(exported)
+        self.graph = graph
+        self.description = description
+        self.sha256 = _fingerprint(exported, graph)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.graph.input_shape
+
+    @property
+    def output_size(self) -> int:
+        return self.graph.output_size
+
+    def run(self, inputs: np.ndarray) -> Recorded:
+        """Run float32 ``inputs`` (k, *input_shape)."""
+        batch = torch.from_numpy(shaped(inputs, self.input_shape)).to(self._dtype)
+        recorder = _Recorder(self._module, self._wanted)
+        arguments = [
+            batch if value is None else value for value in _arguments(self._exported, self._constants)
+        ]
+        try:
+            with torch.no_grad():
+                recorder.run(*arguments)
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.description['network']} failed on a batch of {len(inputs)} samples: {error}"
+            ) from error
+        return collect(self.graph, {name: value.numpy() for name, value in recorder.found.items()})
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a functional graph and keeps the wanted tensors."""
+
+    def __init__(self, module: fx.GraphModule, wanted: frozenset[str]) -> None:
+        super().__init__(module)
+        self._wanted = wanted
+        self.found: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self._wanted:
+            self.found[n.name] = value.detach()
+        return value
+
+
+def _constants(exported: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:
+    return {**exported.constants, **exported.state_dict}
+
+
+def _arguments(
+    exported: torch.export.ExportedProgram, constants: dict[str, torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """The arguments of the graph's placeholders in order; None stands for the sample batch."""
+    user = torch.export.graph_signature.InputKind.USER_INPUT
+    specs = exported.graph_signature.input_specs
+    return [None if spec.kind == user else constants[str(spec.target)].detach() for spec in specs]
+
+
+def _fingerprint(exported: torch.export.ExportedProgram, graph: Graph) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(_constants(exported).items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+    for use in graph.operators:
+        digest.update(f"{use.operator} {use.node} {use.role}\n".encode())
+    for node in graph.nodes:
+        digest.update(f"{node.name} {node.activation.spec} {node.form.parents}\n".encode())
+    digest.update(f"{graph.output.parents} {graph.output_map}".encode())
+    return digest.hexdigest()
+
+
+def first_linear(module: torch.nn.Module) -> int | None:
+    """in_features of the first nn.Linear, if the module's first layer with weights is one."""
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Linear):
+            return layer.in_features
+        if any(True for _ in layer.parameters(recurse=False)):
+            return None
+    return None
+
+
+def read_module(
+    module: torch.nn.Module, input_shape: tuple[int, ...], description: dict[str, Any]
+) -> TorchNetwork:
+    """Trace ``module`` (put into evaluation mode) on samples of ``input_shape``.
+
+    Raises InputError if it cannot be traced, UnsupportedOperator for what is not linear or a known activation.
+    """
+    network = str(description["network"])
+    module = module.eval().cpu()
+    dtypes = {p.dtype for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()}
+    dtype = next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
+    if dtypes and dtype not in (torch.float32, torch.float64):
+        log.info("%s has weights of type %s: it is run in float32.", network, sorted(map(str, dtypes)))
+        module, dtype = module.float(), torch.float32
+    example = torch.zeros((_EXAMPLE_BATCH, *input_shape), dtype=dtype)
+    exported = _export(module, example, network)
+    return read_exported(exported, input_shape, dtype, description)
+
+
+def _export(module: torch.nn.Module, example: torch.Tensor, network: str) -> torch.export.ExportedProgram:
+    shape = tuple(example.shape[1:])
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            batch = torch.export.Dim("batch")
+            exported = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
+            return exported.run_decompositions({})
+    except Exception as error:  # torch.export raises many types, all of them about this network
+        reason = " ".join(str(error).split())[:400]
+        raise InputError(
+            f"{network} could not be traced by torch.export on a batch of samples of shape {shape} "
+            f"({type(error).__name__}: {reason}). It must be a module of one input whose first dimension is the batch and whose "
+            "computation does not depend on the values. Pass --input-shape if the samples should have another shape."
+        ) from error
+
+
+def read_exported(
+    exported: torch.export.ExportedProgram,
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    description: dict[str, Any],
+) -> TorchNetwork:
+    """A network from a functional exported program."""
+    network = str(description["network"])
+    translator = _Translator(exported, network)
+    program = translator.program()
+    patterns.rewrite(program)
+    program.refuse_unknown(network)
+    graph = Interpreter(program, translator.shapes, input_shape).run()
+    return TorchNetwork(exported, graph, dtype, description)
+
+
+class _Translator:
+    """fx nodes to a :class:`Program`."""
+
+    def __init__(self, exported: torch.export.ExportedProgram, network: str) -> None:
+        self._exported = exported
+        self._network = network
+        self._constants: dict[str, torch.Tensor] = {}
+        self._roots: dict[str, frozenset[str]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self.shapes: dict[str, tuple[int, ...] | None] = {}
+
+    def program(self) -> Program:
+        """The program; constant sub-expressions (a transposed weight) are computed."""
+        ops: list[Op] = []
+        source = self._inputs()
+        for node in self._exported.graph.nodes:
+            if node.op != "call_function" or not isinstance(
+                node.meta.get("val"), torch.Tensor | tuple | list
+            ):
+                continue  # sizes and assertions
+            if self._fold(node):
+                continue
+            self.shapes[node.name] = _sample_shape(node.meta["val"])
+            ops.append(self._translate(node))
+        constants = {name: _array(value) for name, value in self._constants.items()}
+        return Program(ops, constants, source, self._output(), self._roots, self._sizes)
+
+    def _inputs(self) -> str:
+        user = torch.export.graph_signature.InputKind.USER_INPUT
+        tensors = _constants(self._exported)
+        sources = []
+        specs = self._exported.graph_signature.input_specs
+        placeholders = [node for node in self._exported.graph.nodes if node.op == "placeholder"]
+        for node, spec in zip(placeholders, specs, strict=True):
+            if spec.kind == user:
+                sources.append(node.name)
+                self.shapes[node.name] = _sample_shape(node.meta["val"])
+            else:
+                self._root(node.name, str(spec.target), tensors[str(spec.target)])
+        if len(sources) != 1:
+            raise UnsupportedOperator(f"{self._network} takes {len(sources)} inputs; exactly one is needed.")
+        return sources[0]
+
+    def _root(self, name: str, root: str, value: torch.Tensor) -> None:
+        self._constants[name] = value.detach()
+        if value.is_floating_point() and value.dim() > 0:
+            self._roots[name] = frozenset({root})
+            self._sizes[root] = (int(torch.count_nonzero(value)), value.numel())
+
+    def _output(self) -> str:
+        kinds = torch.export.graph_signature.OutputKind
+        specs = self._exported.graph_signature.output_specs
+        mutated = [str(spec.target) for spec in specs if spec.kind != kinds.USER_OUTPUT]
+        if mutated:
+            raise UnsupportedOperator(
+                f"{self._network} changes its own buffers {mutated} when it runs; a fixed network is needed."
+            )
+        outputs = next(node for node in self._exported.graph.nodes if node.op == "output").args[0]
+        if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
+            raise UnsupportedOperator(
+                f"{self._network} returns {len(outputs)} values; exactly one tensor is needed."
+            )
+        return str(outputs[0].name)
+
+    def _fold(self, node: fx.Node) -> bool:
+        """Compute ``node`` if nothing in it depends on the input."""
+        parents = node.all_input_nodes
+        if not isinstance(node.meta["val"], torch.Tensor) or any(
+            p.name not in self._constants for p in parents
+        ):
+            return False
+        if not all(isinstance(dim, int) for dim in node.meta["val"].shape):
+            return False
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda parent: self._constants[parent.name])
+        with torch.no_grad():
+            self._constants[node.name] = node.target(*arguments[0], **arguments[1])  # type: ignore[operator, index]
+        roots = [self._roots.get(p.name, frozenset()) for p in parents]
+        self._roots[node.name] = frozenset().union(*roots)
+        return True
+
+    def _translate(self, node: fx.Node) -> Op:
+        operator = str(node.target).rpartition(".")[0] or str(node.target)
+        kind, operands, attributes = torch_ops.meaning(operator, node.args, dict(node.kwargs))
+        if operator in ("aten.to", "aten._to_copy") and not self._keeps_type(node):
+            kind, operands, attributes = torch_ops.unsupported("changes the element type")
+        if kind == "unsupported":
+            operands = tuple(node.all_input_nodes)
+        names = [self._operand(node, index, operand) for index, operand in enumerate(operands)]
+        if attributes.pop("transpose", False) and names[1] in self._constants:
+            turned = f"{names[1]}.T"
+            self._constants[turned] = self._constants[names[1]].t()
+            self._roots[turned] = self._roots.get(names[1], frozenset())
+            names[1] = turned
+        return Op(kind, str(node.target), node.name, tuple(names), node.name, attributes)
+
+    def _operand(self, node: fx.Node, index: int, operand: Any) -> str:
+        if isinstance(operand, fx.Node):
+            return str(operand.name)
+        name = f"{node.name}#{index}"
+        self._constants[name] = torch.tensor(float(operand), dtype=torch.float64)
+        return name
+
+    @staticmethod
+    def _keeps_type(node: fx.Node) -> bool:
+        value = node.meta["val"]
+        return all(
+            value.dtype == parent.meta["val"].dtype
+            for parent in node.all_input_nodes
+            if isinstance(parent.meta.get("val"), torch.Tensor)
+        )
+
+
+def _array(value: torch.Tensor) -> np.ndarray:
+    return (
+        value.detach().to(torch.float64).cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
+    )
+
+
+def _sample_shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of one sample, None where the first dimension is not the batch or another one varies."""
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return None
+    batch, *rest = value.shape
+    if isinstance(batch, int) or not all(isinstance(dim, int) for dim in rest):
+        return None
+    return tuple(int(dim) for dim in rest)
