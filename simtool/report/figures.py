@@ -21,6 +21,7 @@ GREEN = "#3b8f5a"
 PURPLE = "#7a5aa6"
 _KIND_COLOURS = (BLUE, GREEN, ORANGE, PURPLE)
 _DPI = 150
+_SMALLEST_GAP = 1e-18
 
 
 def _figure(width: float, height: float) -> Any:
@@ -110,14 +111,17 @@ def _band_ticks(axis: Any, named: tuple[Band, ...], edges: np.ndarray) -> None:
 
 
 def _shorten(text: str, limit: int = 28) -> str:
+    text = text.replace("$", r"\$")  # not the beginning of a formula
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-limit // 2 :]}"
 
 
 def draw_certificates(table: CertificateTable, tolerance: float | None) -> Any:
-    """Histogram of log10 of the relative gap by kind of certificate; exact zeros have a bin of their own."""
+    """Histogram of log10 of the relative gap by kind of certificate; exact zeros have a bin of their own, gaps below
+    1e-18 are drawn there."""
     figure = _figure(7.6, 3.2)
     axes = figure.add_subplot()
     gap = np.where(np.isfinite(table.relative_gap), np.maximum(table.relative_gap, 0.0), np.inf)
+    gap = np.where(gap > 0, np.maximum(gap, _SMALLEST_GAP), gap)  # keeps the axis readable
     positive = gap[(gap > 0) & np.isfinite(gap)]
     reference = [tolerance] if tolerance is not None else []
     exponents = (
