@@ -1,3 +1,78 @@
-"""simtool: turn a trained network into a sparse, certified implicit model without retraining it."""
+"""simtool: turn a trained network into a sparse, certified implicit model without retraining it.
+
+    import simtool
+    simtool.extract("mlp.onnx", "fashion-mnist", samples=2000, output="states.h5")
+    simtool.sparsify("states.h5", "run", simtool.SparsifyOptions(kappa=0.1))
+    simtool.evaluate("run", "fashion-mnist", baseline="mlp.onnx", output="report")
+    model = simtool.load("run")            # A, B, C, D as CSR; model.predict(inputs), model.well_posedness()
+
+Every verb is also a command: ``simtool extract``, and so on. Names are imported on first use, so that importing
+simtool loads neither torch nor cvxpy, numba or h5py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from simtool.errors import SimtoolError
+    from simtool.model import FixedPoint, ImplicitModel
+    from simtool.model import load_model as load
+    from simtool.networks import NetworkSpec
+    from simtool.stages.convert import convert
+    from simtool.stages.evaluate import evaluate
+    from simtool.stages.extract import extract
+    from simtool.stages.inspect import inspect
+    from simtool.stages.predict import predict
+    from simtool.stages.sparsify.options import SparsifyOptions
+    from simtool.stages.sparsify.stage import sparsify
+    from simtool.states import open_states
+
+_HOMES = {
+    "FixedPoint": ("simtool.model", "FixedPoint"),
+    "ImplicitModel": ("simtool.model", "ImplicitModel"),
+    "NetworkSpec": ("simtool.networks", "NetworkSpec"),
+    "SimtoolError": ("simtool.errors", "SimtoolError"),
+    "SparsifyOptions": ("simtool.stages.sparsify.options", "SparsifyOptions"),
+    "convert": ("simtool.stages.convert", "convert"),
+    "evaluate": ("simtool.stages.evaluate", "evaluate"),
+    "extract": ("simtool.stages.extract", "extract"),
+    "inspect": ("simtool.stages.inspect", "inspect"),
+    "load": ("simtool.model", "load_model"),
+    "open_states": ("simtool.states", "open_states"),
+    "predict": ("simtool.stages.predict", "predict"),
+    "sparsify": ("simtool.stages.sparsify.stage", "sparsify"),
+}
+
+__all__ = [
+    "FixedPoint",
+    "ImplicitModel",
+    "NetworkSpec",
+    "SimtoolError",
+    "SparsifyOptions",
+    "__version__",
+    "convert",
+    "evaluate",
+    "extract",
+    "inspect",
+    "load",
+    "open_states",
+    "predict",
+    "sparsify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'simtool' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -20,18 +20,17 @@ def package_version(name: str) -> str | None:
 
 
 def blas_libraries() -> list[str]:
-    """Name, version and kernel of every BLAS that is loaded, as sorted text."""
+    """Name, version and kernel of the BLAS that numpy and scipy use, as sorted text."""
     import numpy as np
     import scipy.linalg
     from threadpoolctl import threadpool_info
 
     del np, scipy  # imported so that their libraries are loaded and seen
-    found = {
-        " ".join(str(entry.get(key)) for key in ("internal_api", "version", "architecture"))
-        for entry in threadpool_info()
-        if entry.get("user_api") == "blas"
-    }
-    return sorted(found)
+    found = [entry for entry in threadpool_info() if entry.get("user_api") == "blas"]
+    # Other packages may bring a BLAS of their own; it counts only where numpy has none beside it.
+    own = [e for e in found if any(name in str(e.get("filepath")) for name in ("numpy", "scipy"))]
+    keys = ("internal_api", "version", "architecture")
+    return sorted({" ".join(str(entry.get(key)) for key in keys) for entry in own or found})
 
 
 def fingerprint() -> dict[str, Any]:

@@ -52,7 +52,13 @@ class RunFolder:
         """Create the folder and its parts; raises OutputError if that cannot be."""
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file; a run is a folder. Choose another -o.")
-        if self.path.is_dir() and not self.spec.exists() and any(self.path.iterdir()):
+        # A run killed before it wrote its spec leaves only these; it may begin again.
+        begun = {"work", "rows", ".lock", "log.txt"}
+        if self.path.is_dir() and not self.spec.exists():
+            foreign = [p.name for p in self.path.iterdir() if p.name not in begun and p.suffix != ".tmp"]
+        else:
+            foreign = []
+        if foreign:
             raise OutputError(
                 f"{self.path} exists and is not a run of simtool (it has no spec.json). Choose another -o."
             )

@@ -21,6 +21,7 @@ from simtool.engines import Engine
 from simtool.engines.shards import is_valid, write_bytes
 from simtool.errors import InputError, OutputError, SimtoolError
 from simtool.model import load_model
+from simtool.solvers.warm import warm
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
 from simtool.stages.sparsify.merge import merge
@@ -139,6 +140,7 @@ def _solve(
     if not todo:
         return times
     _check_room(folder, plan)
+    warm(plan.options.solver)
     _write_inputs(folder, source)
 
     def run_phase(task: str, items: list[int], label: str, weight: Callable[[int], int], unit: str) -> float:

@@ -1,0 +1,191 @@
+"""What a network, a states file, a run or a model holds, as plain dictionaries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simtool import hdf5
+from simtool.blocks import Block
+from simtool.engines.shards import is_valid
+from simtool.errors import InputError, OptionError
+from simtool.model import KINDS, ImplicitModel, load_model
+from simtool.networks import NetworkSpec, load_network
+from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.work import Plan
+from simtool.states import open_states
+
+
+def inspect(
+    path: str | Path, *, row: int | None = None, network: NetworkSpec | None = None
+) -> dict[str, Any]:
+    """What is in ``path``: ``kind`` (network, states, run or model) and its facts.
+
+    ``row`` asks for one row of a run or model: its coefficients and its certificate. ``network`` says how to load
+    ``path`` where it is a network. Raises InputError, FormatError or OptionError.
+    """
+    place = Path(path)
+    if place.is_dir():
+        return _run(RunFolder(place), row)
+    kind = hdf5.kind_of(place) if place.is_file() else None
+    if kind == "model":
+        model = load_model(place)
+        return {"kind": "model", **_model(model)} if row is None else _row(model, row)
+    if row is not None:
+        raise OptionError(f"--row needs a run folder or a model, {path} is neither.")
+    if kind == "states":
+        return _states(place)
+    return _network(network or NetworkSpec(str(path)))
+
+
+def _blocks(blocks: tuple[Block, ...]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": block.name,
+            "activation": block.activation.spec,
+            "lipschitz": block.activation.lipschitz,
+            "size": block.size,
+            "shape": list(block.shape),
+            "parents": list(block.parents),
+        }
+        for block in blocks
+    ]
+
+
+def _network(spec: NetworkSpec) -> dict[str, Any]:
+    network = load_network(spec)
+    graph = network.graph
+    return {
+        "kind": "network",
+        "input_shape": list(network.input_shape),
+        "states": graph.states,
+        "outputs": graph.output_size,
+        "output_map": graph.output_map,
+        "parameters": graph.baseline_parameters,
+        "baseline_nnz": graph.baseline_nnz,
+        "blocks": _blocks(graph.blocks),
+        "output_parents": list(graph.output_parents),
+        "operators": [
+            {"operator": use.operator, "node": use.node, "role": use.role} for use in graph.operators
+        ],
+        "refused": list(graph.refused),
+        "sha256": network.sha256,
+    }
+
+
+def _states(path: Path) -> dict[str, Any]:
+    with open_states(path) as states:
+        header = states.header
+        return {
+            "kind": "states",
+            "samples": header.samples,
+            "inputs": header.inputs,
+            "states": header.states,
+            "outputs": header.outputs,
+            "input_shape": list(header.input_shape),
+            "output_map": header.output_map,
+            "labels": states.labels is not None,
+            "rescale": header.rescale,
+            "seed": header.seed,
+            "baseline_nnz": header.baseline_nnz,
+            "baseline_bytes": header.baseline_bytes,
+            "max_reconstruction_error": header.max_reconstruction_error,
+            "input_range": list(header.input_range),
+            "blocks": _blocks(header.blocks),
+            "output_parents": list(header.output_parents),
+            "network": header.network,
+            "data": header.data,
+            "bytes": path.stat().st_size,
+        }
+
+
+def _model(model: ImplicitModel) -> dict[str, Any]:
+    verdict = model.well_posedness()
+    table = model.certificates
+    return {
+        "states": model.n,
+        "inputs": model.p,
+        "outputs": model.q,
+        "structure": model.structure,
+        "nnz": model.nnz,
+        "nnz_by_matrix": {name: int(getattr(model, name).nnz) for name in "ABCD"},
+        "baseline_nnz": model.baseline_nnz,
+        "sparsity": model.sparsity if model.baseline_nnz else None,
+        "well_posed": verdict.well_posed,
+        "well_posed_by": verdict.by,
+        "explanation": verdict.explanation,
+        "norm_a_inf": model.norm_a_inf,
+        "norm_a_inf_raw": model.norm_a_inf_raw,
+        "rows": model.n + model.q,
+        "certified": None if table is None else int(table.certified.sum()),
+        "max_relative_gap": None if table is None else float(table.relative_gap.max(initial=0.0)),
+        "output_map": model.output_map,
+        "input_shape": list(model.input_shape),
+        "blocks": _blocks(model.blocks),
+        "fingerprints": model.fingerprints,
+        "made_with": model.header_extra.get("options"),
+    }
+
+
+def _run(folder: RunFolder, row: int | None) -> dict[str, Any]:
+    spec = folder.read_spec()
+    plan = Plan(spec)
+    done = sum(is_valid(folder.shard(index)) for index in range(len(plan.shards)))
+    if row is not None:
+        if not folder.model.exists():
+            raise InputError(
+                f"{folder.path} is not finished ({done} of {len(plan.shards)} shards), so it has no rows to show. "
+                "Run the same simtool sparsify command again to finish it."
+            )
+        return _row(load_model(folder.model), row)
+    timing = folder.read_timing()
+    return {
+        "kind": "run",
+        "shards": len(plan.shards),
+        "done": done,
+        "finished": done == len(plan.shards) and folder.model.exists(),
+        "options": spec["options"],
+        "sizes": spec["sizes"],
+        "environment": spec["environment"],
+        "result": None if timing is None else timing.get("result"),
+        "model": _model(load_model(folder.model)) if folder.model.exists() else None,
+    }
+
+
+def _row(model: ImplicitModel, row: int) -> dict[str, Any]:
+    """One row of M with its proof."""
+    indices, values = model.row(row)
+    owner = next(
+        (
+            f"state {row - b.offset} of block {b.name}"
+            for b in model.blocks
+            if b.offset <= row < b.offset + b.size
+        ),
+        f"output {row - model.n}",
+    )
+    table = model.certificates
+    proof = None
+    if table is not None:
+        proof = {
+            "certified": bool(table.certified[row]),
+            "kind": KINDS[int(table.kind[row])],
+            "primal": float(table.primal[row]),
+            "dual": float(table.dual[row]),
+            "relative_gap": float(table.relative_gap[row]),
+            "kappa_slack": float(table.kappa_slack[row]),
+            "multiplier": float(table.multiplier[row]),
+            "projection_error": float(table.projection_error[row]),
+        }
+    return {
+        "kind": "row",
+        "row": row,
+        "owner": owner,
+        "nnz": int(indices.size),
+        "l1_norm": float(np.abs(values).sum()),
+        "l1_norm_a": float(np.abs(values[indices < model.n]).sum()),
+        "indices": indices.tolist(),
+        "values": values.tolist(),
+        "certificate": proof,
+    }
