@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,15 @@ def student(teacher: tuple[ImplicitModel, str]) -> ImplicitModel:
         structure="layered",
         certificates=layered_model().certificates,
     )
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """caplog that also hears the logger after a command has configured it."""
+    logger = logging.getLogger("simtool")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    return caplog
 
 
 def write_data(folder: Path, model: ImplicitModel, m: int = 300, kind: str = "classes") -> str:
@@ -314,6 +324,28 @@ def test_a_baseline_that_does_not_fit(student: ImplicitModel, tmp_path: Path) ->
         evaluate(student, write_data(tmp_path, student), baseline=str(other), output=tmp_path / "r")
 
 
+def test_a_baseline_with_other_blocks_gives_no_state_error(
+    student: ImplicitModel, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    blocks = tuple(replace(b, name=f"x{b.name}", parents=()) for b in student.blocks)
+    other = replace(student, blocks=blocks, output_parents=(), certificates=None, structure="exact")
+    network = str(other.save(tmp_path / "other.h5"))
+    result = evaluate(student, write_data(tmp_path, student), baseline=network, output=tmp_path / "r")
+    assert result["state_error"] is None
+    assert result["output_error"] < 1e-6
+    assert "state errors cannot be measured" in log.text
+    assert "other fingerprint" in log.text
+
+
+def test_inputs_on_another_scale_are_noticed(
+    student: ImplicitModel, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "raw.npz", inputs=255 * rng.random((20, 6)), labels=rng.integers(0, 3, 20))
+    evaluate(student, str(tmp_path / "raw.npz"), output=tmp_path / "r")
+    assert "were they scaled alike?" in log.text
+
+
 def test_reports_are_not_overwritten(student: ImplicitModel, tmp_path: Path) -> None:
     data = write_data(tmp_path, student)
     report = tmp_path / "report"
@@ -367,5 +399,9 @@ def test_commands(teacher: tuple[ImplicitModel, str], student: ImplicitModel, tm
     assert "--baseline" in json.loads(lonely.stdout)["error"]
     done = run(main, ["predict", path, "--data", data, "-o", str(tmp_path / "y.npz"), "--json", "--quiet"])
     assert json.loads(done.stdout)["samples"] == 300
+    for extra in (["--epsilon", "0.1"], ["--gradient", "model", "--attack", "inversion"]):
+        wrong = run(main, ["evaluate", path, "--data", data, "-o", str(tmp_path / "x"), "--json", *extra])
+        assert wrong.exit_code == 1
+        assert "--attack inversion" in json.loads(wrong.stdout)["error"]
     for verb in ("evaluate", "predict"):
         assert "Example: simtool" in run(main, [verb, "--help"]).stdout

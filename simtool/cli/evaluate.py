@@ -10,6 +10,8 @@ import click
 from simtool.cli.options import data_options, network_options
 from simtool.cli.output import common_options, emit, progress_for
 
+DEFAULT_EPSILON = "0.004,0.008"
+
 
 @click.command(
     epilog="Example: simtool evaluate run --data fashion-mnist --baseline mlp.onnx --attack fgsm -o report",
@@ -22,14 +24,12 @@ from simtool.cli.output import common_options, emit, progress_for
 @click.option(
     "--attack", type=click.Choice(["fgsm", "inversion"]), help="Perturb the inputs. [default: no attack]"
 )
-@click.option("--epsilon", default="0.004,0.008", show_default=True, help="Sizes, separated by commas.")
+@click.option("--epsilon", help="Sizes of the perturbation, separated by commas. [default: 0.004,0.008]")
 @click.option("--fraction", type=float, help="Share of the inputs perturbed. [default: .5; inversion: 1]")
 @click.option(
     "--gradient",
     type=click.Choice(["model", "baseline"]),
-    default="model",
-    show_default=True,
-    help="Whose gradient fgsm follows.",
+    help="Whose gradient fgsm follows. [default: model]",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The report folder to write."
@@ -48,9 +48,9 @@ def command(
     input_shape: Any,
     trust_model: bool,
     attack: str | None,
-    epsilon: str,
+    epsilon: str | None,
     fraction: float | None,
-    gradient: str,
+    gradient: str | None,
     output: Path,
     overwrite: bool,
     as_json: bool,
@@ -69,6 +69,13 @@ def command(
             "--model-arg, --weights, --input-shape and --trust-model describe the baseline, which is missing. "
             "Pass --baseline NETWORK, or leave them out."
         )
+    if attack is None and not (epsilon is None and fraction is None and gradient is None):
+        raise OptionError(
+            "--epsilon, --fraction and --gradient describe an attack, which is missing. "
+            "Pass --attack fgsm or --attack inversion, or leave them out."
+        )
+    if attack == "inversion" and gradient is not None:
+        raise OptionError("--attack inversion follows no gradient. Leave --gradient out.")
     spec = None
     if baseline is not None:
         spec = network_spec(baseline, model_arg, weights, input_shape, trust_model)
@@ -79,9 +86,9 @@ def command(
         split=split,
         baseline=spec,
         attack=attack,
-        epsilons=[part.strip() for part in epsilon.split(",") if part.strip()],
+        epsilons=[part.strip() for part in (epsilon or DEFAULT_EPSILON).split(",") if part.strip()],
         fraction=fraction,
-        gradient=gradient,
+        gradient=gradient or "model",
         samples=samples,
         seed=seed,
         overwrite=overwrite,

@@ -110,7 +110,7 @@ def _band_ticks(axis: Any, named: tuple[Band, ...], edges: np.ndarray) -> None:
     axis.set_ticks((edges[:-1] + edges[1:]) / 2, [_shorten(_label(band)) for band in named])
 
 
-def _shorten(text: str, limit: int = 28) -> str:
+def _shorten(text: str, limit: int = 40) -> str:
     text = text.replace("$", r"\$")  # not the beginning of a formula
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-limit // 2 :]}"
 

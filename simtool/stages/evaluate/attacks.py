@@ -50,7 +50,7 @@ def make_attack(
     share = DEFAULT_FRACTION[method] if fraction is None else float(fraction)
     if not 0.0 < share <= 1.0:
         raise OptionError(f"fraction must be in (0, 1], got {fraction!r}. Pass 0.5 for half of the inputs.")
-    sizes: list[tuple[str, float]] = []
+    sizes: dict[str, float] = {}
     for epsilon in epsilons:
         try:
             value = float(epsilon)
@@ -58,10 +58,10 @@ def make_attack(
             value = float("nan")
         if not (np.isfinite(value) and value >= 0.0):
             raise OptionError(f"epsilon must be a number >= 0, got {epsilon!r}. Pass --epsilon 0.004,0.008.")
-        sizes.append((epsilon if isinstance(epsilon, str) else f"{value:g}", value))
+        sizes[epsilon if isinstance(epsilon, str) else f"{value:g}"] = value
     if not sizes:
         raise OptionError("an attack needs at least one epsilon. Pass --epsilon 0.004,0.008.")
-    return Attack(method, tuple(sizes), share, gradient, seed)
+    return Attack(method, tuple(sizes.items()), share, gradient, seed)
 
 
 def inversion_direction(u: np.ndarray) -> np.ndarray:

@@ -48,12 +48,18 @@ class Measurement:
         self.unchanged = dict.fromkeys(sizes, 0)
         self.output_error, self.state_error = Relative(), Relative()
         self.block_errors = {block.name: Relative() for block in model.blocks}
+        self.input_range = (np.inf, -np.inf)
         self.samples = self.agreeing = self.converged = self.iterations = self.iterations_max = 0
 
     def run(self, batches: Iterable[np.ndarray], progress: Progress) -> None:
         """Pass over ``batches`` of inputs (k, ...)."""
         for batch in batches:
             u = self.model.states_inputs(batch)
+            inputs = u[: self.features]
+            self.input_range = (
+                min(self.input_range[0], float(inputs.min(initial=np.inf))),
+                max(self.input_range[1], float(inputs.max(initial=-np.inf))),
+            )
             here = slice(self.samples, self.samples + u.shape[1])
             labels = None if self.labels is None else self.labels[..., here]
             self._batch(u, labels)

@@ -49,7 +49,7 @@ def checked_labels(labels: np.ndarray | None, task: str, q: int) -> np.ndarray |
     if targets.shape[1] != q:
         raise InputError(
             f"the targets have {targets.shape[1]} numbers a sample, the model has {q} outputs. "
-            "Check that the data belong to this model."
+            "Check that the data belong to this model; class labels must be stored as integers."
         )
     if not np.isfinite(targets).all():
         raise InputError("the targets hold NaN or Inf. Remove or repair those samples.")

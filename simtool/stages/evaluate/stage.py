@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from simtool.stages.evaluate.baseline import Baseline
 from simtool.stages.evaluate.measure import Measurement
 from simtool.stages.evaluate.metrics import CLASSIFICATION, checked_labels, decide_task
 
+_log = logging.getLogger("simtool")
 _BATCH_NUMBERS = 2**21
 
 
@@ -81,6 +83,7 @@ def evaluate(
     progress.start(len(indices), "samples", "evaluating")
     measurement.run(source.batches(indices, size), progress)
     progress.finish()
+    _compare_ranges(loaded, measurement.input_range)
 
     result = _result(measurement, model, loaded)
     result["attack"] = None if chosen is None else _describe(chosen, measurement.mask, clip)
@@ -106,6 +109,22 @@ def _range(batches: Any, count: int, progress: Progress) -> tuple[float, float]:
         progress.advance(len(batch))
     progress.finish()
     return low, high
+
+
+def _compare_ranges(model: ImplicitModel, found: tuple[float, float]) -> None:
+    """Warn where these data were hardly transformed as those the model was made from."""
+    known = model.header_extra.get("input_range")
+    if not (isinstance(known, list | tuple) and len(known) == 2):
+        return
+    low, high = float(known[0]), float(known[1])
+    margin = 0.5 * (high - low)
+    if found[0] < low - margin or found[1] > high + margin:
+        _log.warning(
+            "these inputs lie in [%g, %g], those the model was made from in [%g, %g]: were they scaled alike?",
+            *found,
+            low,
+            high,
+        )
 
 
 def _describe(attack: Attack, mask: np.ndarray, clip: tuple[float, float] | None) -> dict[str, Any]:
@@ -144,6 +163,7 @@ def _result(
     result: dict[str, Any] = {
         "task": measured.task,
         "samples": measured.samples,
+        "input_range": list(measured.input_range),
         "accuracy": score.accuracy,
         "f1": score.f1,
         "mse": score.mse,
