@@ -102,6 +102,23 @@ def test_absorption_takes_a_self_loop_just_below_one() -> None:
     assert absorbed.iterations.max() < 40 < picard.iterations.max()
 
 
+def test_absorption_leaves_other_activations_alone() -> None:
+    # relu states with stiff loops beside tanh states without one: absorption is exact, and chosen
+    base = free_model(norm=0.8)
+    a = base.A.toarray()
+    np.fill_diagonal(a[:10, :10], -12.0)
+    blocks_ = tuple(
+        Block(name, activations.make(name), 10 * i, 10, (10,), ()) for i, name in enumerate(("relu", "tanh"))
+    )
+    model = replace(base, A=a, blocks=blocks_, output_parents=())
+    assert model.well_posedness().by == "mu-inf"
+    u = random_inputs(model, 5)
+    auto, averaged = model.forward(u), model.forward(u, FixedPoint("averaged", 1e-11))
+    assert np.allclose(auto.X, averaged.X, atol=1e-8)
+    assert np.array_equal(auto.iterations, model.forward(u, FixedPoint("absorption")).iterations)
+    assert auto.iterations.max() < averaged.iterations.max()
+
+
 def test_a_slow_contraction_is_not_trusted_too_early() -> None:
     # rate .999: when the change falls below the tolerance, the error is still a thousand times as large
     a = np.array([[0.0, 0.999], [0.999, 0.0]])

@@ -200,7 +200,7 @@ class ImplicitModel:
                     outside, used = forward_module.solve_component(
                         component, next(cyclic), self.blocks, outside, options
                     )
-                    iterations += used
+                    np.maximum(iterations, used, out=iterations)
                 z[rows] = outside
                 for block in forward_module.local_blocks(rows, self.blocks):
                     x[rows[block.rows]] = block.activation(outside[block.rows])
