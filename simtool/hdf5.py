@@ -8,6 +8,7 @@ filtered or object datasets, and shapes that claim more bytes than the file stor
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -48,17 +49,69 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {path}: {error}")
 
 
+class _Sink(io.FileIO):
+    """The file HDF5 writes to. A failed write (a full disk) is remembered instead of being reported to HDF5.
+
+    HDF5 cannot close a file whose writes fail: its objects stay open, every later call fails too, and the process may crash
+    when it ends. So it is told that all is well, and :func:`create` asks :attr:`error`.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while self.error is None and done < len(view):
+            try:
+                done += super().write(view[done:]) or 0
+            except OSError as error:
+                self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        done = super().readinto(view) or 0
+        if self.error is not None:  # what was not written cannot be read back
+            view[done:] = bytes(len(view) - done)
+            return len(view)
+        return done
+
+
+def check_written(file: h5py.File) -> None:
+    """Raise the OSError of a failed write to a file of :func:`create` now, instead of when the block ends."""
+    sink = _SINKS.get(file.id.id)
+    if sink is not None and sink.error is not None:
+        raise sink.error
+
+
+_SINKS: dict[int, _Sink] = {}
+
+
 @contextmanager
 def create(path: Path, kind: str) -> Iterator[h5py.File]:
     """A new file that appears at ``path`` only if the block ends without an error (temporary + fsync + rename)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with h5py.File(temporary, "w", libver=("v110", "v110"), track_order=False) as file:
-            file.attrs["format"] = np.bytes_(kind)
-            file.attrs["format_version"] = FORMAT_VERSION
-            yield file
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        with _Sink(temporary, "w+b") as sink:
+            with h5py.File(sink, "w", libver=("v110", "v110"), track_order=False) as file:
+                identifier = file.id.id
+                _SINKS[identifier] = sink
+                try:
+                    file.attrs["format"] = np.bytes_(kind)
+                    file.attrs["format_version"] = FORMAT_VERSION
+                    yield file
+                finally:
+                    del _SINKS[identifier]
+            if sink.error is not None:
+                raise sink.error
+            os.fsync(sink.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise output_error(path, error) from error

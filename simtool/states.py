@@ -141,6 +141,7 @@ class StatesWriter:
         stop = self.columns + u.shape[1]
         for name, values in (("U", u), ("Z", z), ("X", x), ("Y", y)):
             self.file[name][:, self.columns : stop] = values.astype(np.float32, copy=False)
+        hdf5.check_written(self.file)  # a full disk ends a long extraction at once
         self.columns = stop
 
     def finish(

@@ -14,7 +14,7 @@ import numpy as np
 
 from simtool.errors import InputError, OptionError
 
-_HASH_BATCH_BYTES = 2**24
+_HASH_BATCH_BYTES = 2**18
 
 
 class DataSource(ABC):

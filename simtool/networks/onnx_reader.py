@@ -309,8 +309,8 @@ def read_onnx(path: Path, input_shape: tuple[int, ...] | None) -> OnnxNetwork:
     if not path.is_file():
         raise InputError(f"the network {path} does not exist. Check the path.")
     try:
+        onnx.checker.check_model(str(path))  # by path: weights may lie in files beside it
         model = onnx.load(path)
-        onnx.checker.check_model(model)
     except Exception as error:  # protobuf, checker and file errors alike
         raise FormatError(f"{path} is not a valid ONNX file: {' '.join(str(error).split())[:400]}") from error
     if _opset(model) < _MIN_OPSET:

@@ -105,7 +105,7 @@ def _fingerprint(exported: torch.export.ExportedProgram, graph: Graph) -> str:
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
     for use in graph.operators:
-        digest.update(f"{use.operator} {use.node} {use.role}\n".encode())
+        digest.update(f"{use.operator} {use.role}\n".encode())
     for node in graph.nodes:
         digest.update(f"{node.name} {node.activation.spec} {node.form.parents}\n".encode())
     digest.update(f"{graph.output.parents} {graph.output_map}".encode())
@@ -117,7 +117,7 @@ def first_linear(module: torch.nn.Module) -> int | None:
     for layer in module.modules():
         if isinstance(layer, torch.nn.Linear):
             return layer.in_features
-        if any(True for _ in layer.parameters(recurse=False)):
+        if not any(True for _ in layer.children()) and any(True for _ in layer.parameters()):
             return None
     return None
 

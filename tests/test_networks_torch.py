@@ -1,0 +1,329 @@
+"""The PyTorch reader: the graph it finds computes what the module computes, and what it refuses it names."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import networks_zoo as zoo
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from simtool.errors import FormatError, InputError, OptionError, UnsupportedOperator
+from simtool.networks import NetworkSpec, load_network
+from simtool.networks.torch_reader import read_module
+
+ZOO = str(Path(__file__).with_name("networks_zoo.py"))
+
+
+def read(module: torch.nn.Module, *shape: int):
+    return read_module(module, shape, {"network": "net"})
+
+
+def run_both(module: torch.nn.Module, *shape: int, k: int = 7):
+    """(network, its record, the graph's own float64 evaluation, the module's float64 output)."""
+    module = module.eval()
+    network = read(copy.deepcopy(module), *shape)
+    inputs = np.random.default_rng(0).normal(size=(k, *shape)).astype(np.float32)
+    z, x, y = network.graph.evaluate(inputs.reshape(k, -1).astype(np.float64))
+    with torch.no_grad():
+        out = copy.deepcopy(module).double()(torch.from_numpy(inputs).double()).numpy()
+    return network, network.run(inputs), (z, x, y), out
+
+
+@pytest.mark.parametrize("activation", [name for name in zoo.ACTIVATIONS if name != "identity"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_graph_records_and_module_agree(activation: str, bias: bool) -> None:
+    module = zoo.mlp("6-5-4-3", activation, bias)
+    network, recorded, (z, x, y), out = run_both(module, 6)
+    graph = network.graph
+    assert [b.activation.name for b in graph.blocks] == [activation] * 2
+    assert [b.size for b in graph.blocks] == [4, 5]  # last hidden layer first
+    first = ("input", "bias") if bias else ("input",)
+    assert graph.blocks[-1].parents == first
+    assert graph.baseline_nnz == sum(p.numel() for p in module.parameters())
+    np.testing.assert_allclose(y, out, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(recorded.y, out, rtol=1e-5, atol=1e-5)
+    for name in z:
+        np.testing.assert_allclose(recorded.z[name], z[name], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(recorded.x[name], x[name], rtol=1e-5, atol=1e-5)
+
+
+def test_linear_after_linear_gets_an_identity_block() -> None:
+    module = zoo.mlp("6-5-4-3", "identity")
+    network, recorded, (z, _, y), out = run_both(module, 6)
+    assert [b.activation.name for b in network.graph.blocks] == ["identity"] * 2
+    assert network.graph.matrices().A.nnz == 20  # the weights are not multiplied together
+    np.testing.assert_allclose(y, out, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(recorded.z["identity_1"], recorded.x["identity_1"])
+    np.testing.assert_allclose(recorded.z["identity_1"], z["identity_1"], atol=1e-5)
+
+
+def test_tricky_network() -> None:
+    module = zoo.tricky().eval()
+    network = read(copy.deepcopy(module), 2, 3)
+    inputs = np.random.default_rng(1).normal(size=(9, 2, 3)).astype(np.float32)
+    recorded = network.run(inputs)
+    z, x, _ = network.graph.evaluate(inputs.reshape(9, -1).astype(np.float64))
+    assert network.graph.output_map == "log_softmax"
+    names = [node.activation.name for node in network.graph.nodes]
+    assert names == ["relu", "relu", "gelu_tanh", "silu", "silu", "relu"]
+    assert [node.form.parents for node in network.graph.nodes][2] == ("relu_2", "relu_1")
+    # The same relu module was used twice, in place: Z must still hold negative values.
+    assert recorded.z["relu_1"].min() < 0 < recorded.z["relu_1"].max()
+    for node in network.graph.nodes:
+        np.testing.assert_allclose(recorded.z[node.name], z[node.name], atol=1e-5)
+        np.testing.assert_allclose(recorded.x[node.name], x[node.name], atol=1e-5)
+        np.testing.assert_allclose(node.activation(recorded.z[node.name]), recorded.x[node.name], atol=1e-6)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(inputs))
+    np.testing.assert_allclose(torch.log_softmax(torch.from_numpy(recorded.y), 1), expected, atol=1e-6)
+    roles = {use.role for use in network.graph.taken}
+    assert roles >= {"linear", "activation", "arithmetic", "map"}
+    assert {use.operator for use in network.graph.passed_through} >= {"aten.view.default"}
+
+
+def test_normalised_input_is_a_diagonal_and_an_identity_block() -> None:
+    network, _, (_, _, y), out = run_both(zoo.normalised(), 4)
+    np.testing.assert_allclose(y, out, rtol=1e-12, atol=1e-12)
+    assert [b.activation.name for b in network.graph.blocks] == ["tanh", "identity"]
+    assert network.graph.matrices().B.nnz == 4 + 4 + 5  # diagonal, its bias, and the bias of the hidden layer
+
+
+@pytest.mark.parametrize("form", ["silu", "gelu-a", "gelu-b", "gelu-c", "gelu_tanh-a", "gelu_tanh-b"])
+def test_activations_written_as_arithmetic(form: str) -> None:
+    network, recorded, (_, _, y), out = run_both(zoo.by_hand(form), 4)
+    assert [b.activation.name for b in network.graph.blocks] == [form.split("-")[0]]
+    np.testing.assert_allclose(y, out, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(recorded.y, out, rtol=1e-5, atol=1e-5)
+
+
+def test_output_of_an_activation_is_an_identity_link() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh())
+    network, recorded, (_, _, y), out = run_both(module, 4)
+    assert network.graph.output_parents == ("tanh_1",)
+    assert network.graph.output_map is None
+    np.testing.assert_allclose(y, out, atol=1e-12)
+    np.testing.assert_array_equal(recorded.y, recorded.x["tanh_1"])
+
+
+@pytest.mark.parametrize(
+    ("last", "name"),
+    [
+        (torch.nn.Softmax(dim=-1), "softmax"),
+        (torch.nn.LogSoftmax(dim=1), "log_softmax"),
+        (torch.nn.Sigmoid(), "sigmoid"),
+    ],
+)
+def test_trailing_map_stays_outside(last: torch.nn.Module, name: str) -> None:
+    module = torch.nn.Sequential(*zoo.mlp("4-5-2"), last)
+    network = read(module, 4)
+    assert network.graph.output_map == name
+    assert len(network.graph.nodes) == 1
+    inputs = torch.randn(3, 4)
+    with torch.no_grad():
+        np.testing.assert_allclose(network.run(inputs.numpy()).y, module[:-1](inputs), atol=1e-6)
+
+
+def test_one_sample_and_regression_without_axis() -> None:
+    class Squeezed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = zoo.mlp("4-3-1")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x).squeeze(-1)
+
+    network = read(Squeezed(), 4)
+    assert network.output_size == 1
+    assert network.run(np.zeros((1, 4), dtype=np.float32)).y.shape == (1, 1)
+
+
+def test_double_and_half_weights() -> None:
+    double = zoo.mlp().double()
+    _, _, (_, _, y), out = run_both(double, 6)
+    np.testing.assert_allclose(y, out, rtol=1e-13, atol=1e-13)
+    half = read(zoo.mlp().half(), 6)
+    assert half.run(np.ones((2, 6), dtype=np.float32)).y.dtype == np.float32
+
+
+def test_pruned_and_tied_weights_are_counted_once() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(4, 4))
+            with torch.no_grad():
+                self.weight[0] = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x @ self.weight) @ self.weight.t()
+
+    graph = read(Tied(), 4).graph
+    assert (graph.baseline_nnz, graph.baseline_parameters) == (12, 16)
+    assert graph.matrices().B.nnz == 12
+
+
+def test_all_unsupported_operators_are_named() -> None:
+    with pytest.raises(UnsupportedOperator, match=r"aten\.cos\.default \(node cos\)") as caught:
+        read(zoo.unsupported(), 4)
+    assert "aten.cumsum" in str(caught.value)
+    assert len(caught.value.refused) == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "message"),
+    [
+        (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.SELU()), (3,), "selu"),
+        (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Softplus(threshold=2)), (3,), "threshold"),
+        (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU6()), (3,), "clamp|relu6|hardtanh"),
+        (
+            torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Softmax(1), torch.nn.Linear(3, 2)),
+            (3,),
+            "last operator",
+        ),
+        (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU()), (2, 3), "flat vectors"),
+        (torch.nn.Conv2d(1, 2, 3), (1, 5, 5), "conv"),
+    ],
+)
+def test_variants_that_are_refused(module: torch.nn.Module, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UnsupportedOperator, match=message):
+        read(module, *shape)
+
+
+def test_data_dependent_and_wrong_shape() -> None:
+    with pytest.raises(InputError, match=r"torch\.export"):
+        read(zoo.data_dependent(), 4)
+    with pytest.raises(InputError, match="--input-shape"):
+        read(zoo.mlp(), 7)
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def test_factory_with_arguments_and_weights(tmp_path: Path) -> None:
+    module = zoo.mlp("6-4-2", "tanh", seed=9)
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    arguments = ("sizes=6-4-2", "activation='tanh'", "seed=1")
+    inputs = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    results = []
+    for weights in ("w.safetensors", "w.pt"):
+        spec = NetworkSpec(f"{ZOO}:mlp", arguments, tmp_path / weights)
+        network = load_network(spec, (2, 3))
+        assert network.input_shape == (6,)
+        results.append((network.sha256, network.run(inputs).y))
+    assert results[0][0] == results[1][0]
+    with torch.no_grad():
+        np.testing.assert_allclose(results[0][1], module(torch.from_numpy(inputs)), atol=1e-6)
+    other = load_network(NetworkSpec(f"{ZOO}:mlp", arguments), (2, 3))
+    assert other.sha256 != results[0][0]
+
+
+def test_module_in_a_package_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mynets_for_test.py").write_text(
+        "import torch\nnet = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_network(NetworkSpec("mynets_for_test:net")).input_shape == (2,)
+    with pytest.raises(OptionError, match="module already"):
+        load_network(NetworkSpec("mynets_for_test:net", ("a=1",)))
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "kind", "message"),
+    [
+        ("", (), InputError, "no network"),
+        ("nowhere.onnx", (), InputError, "does not exist"),
+        ("nowhere", (), InputError, "Allowed is"),
+        ("no_such_module_xyz:f", (), InputError, "importing"),
+        ("missing.py:f", (), InputError, "does not exist"),
+        (f"{ZOO}:nothing", (), InputError, "has no 'nothing'"),
+        (f"{ZOO}:not_a_module", (), InputError, r"torch\.nn\.Module"),
+        (f"{ZOO}:failing", (), InputError, "no such checkpoint"),
+        (f"{ZOO}:mlp", ("wrong=1",), OptionError, "wrong"),
+        (f"{ZOO}:mlp", ("sizes",), OptionError, "key=value"),
+    ],
+)
+def test_network_errors(network: str, arguments: tuple[str, ...], kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        load_network(NetworkSpec(network, arguments), (6,))
+
+
+def test_weights_errors(tmp_path: Path) -> None:
+    def load(path: Path) -> None:
+        load_network(NetworkSpec(f"{ZOO}:mlp", weights=path), (6,))
+
+    with pytest.raises(InputError, match="does not exist"):
+        load(tmp_path / "none.pt")
+    torch.save(zoo.mlp(), tmp_path / "module.pt")
+    with pytest.raises(FormatError, match="--trust-model"):
+        load(tmp_path / "module.pt")
+    torch.save({"state": zoo.mlp().state_dict()}, tmp_path / "nested.pt")
+    with pytest.raises(FormatError, match="--trust-model"):
+        load(tmp_path / "nested.pt")
+    (tmp_path / "bad.safetensors").write_bytes(b"not one")
+    with pytest.raises(FormatError, match="safetensors"):
+        load(tmp_path / "bad.safetensors")
+    save_file(zoo.mlp("6-5-3").state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="do not fit"):
+        load(tmp_path / "other.safetensors")
+    state = zoo.mlp().state_dict()
+    state["0.bias"][0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(InputError, match=r"NaN or infinity in 0\.bias"):
+        load(tmp_path / "nan.safetensors")
+
+
+def test_code_files_need_trust(tmp_path: Path) -> None:
+    path = tmp_path / "module.pt"
+    torch.save(zoo.mlp(), path)
+    with pytest.raises(InputError, match="--trust-model"):
+        load_network(NetworkSpec(str(path)))
+    trusted = load_network(NetworkSpec(str(path), trust_model=True), (6,))
+    assert trusted.output_size == 3
+    torch.save(zoo.mlp().state_dict(), tmp_path / "state.pt")
+    with pytest.raises(InputError, match="--weights"):
+        load_network(NetworkSpec(str(tmp_path / "state.pt"), trust_model=True), (6,))
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="--weights"):
+        load_network(NetworkSpec(str(tmp_path / "w.safetensors")))
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    with pytest.raises(FormatError, match="pickled module"):
+        load_network(NetworkSpec(str(tmp_path / "junk.pt"), trust_model=True))
+    with pytest.raises(OptionError, match="--weights belongs"):
+        load_network(NetworkSpec(str(path), weights=path, trust_model=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_exported_program_and_torchscript(tmp_path: Path) -> None:
+    module, example = zoo.mlp().eval(), torch.zeros(2, 6)
+    batch = torch.export.Dim("batch")
+    torch.export.save(
+        torch.export.export(module, (example,), dynamic_shapes=({0: batch},)), tmp_path / "n.pt2"
+    )
+    with pytest.raises(InputError, match="--trust-model"):
+        load_network(NetworkSpec(str(tmp_path / "n.pt2")))
+    network = load_network(NetworkSpec(str(tmp_path / "n.pt2"), trust_model=True))
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            network.run(np.ones((3, 6), np.float32)).y, module(torch.ones(3, 6)), atol=1e-6
+        )
+    torch.export.save(torch.export.export(module, (example,)), tmp_path / "fixed.pt2")
+    with pytest.raises(InputError, match="dynamic first dimension"):
+        load_network(NetworkSpec(str(tmp_path / "fixed.pt2"), trust_model=True))
+    torch.jit.trace(module, example).save(str(tmp_path / "script.pt"))
+    with pytest.raises(InputError, match="TorchScript"):
+        load_network(NetworkSpec(str(tmp_path / "script.pt"), trust_model=True))
+
+
+def test_input_shape_choice() -> None:
+    spec = f"{ZOO}:tricky"
+    assert load_network(NetworkSpec(spec), (2, 3)).input_shape == (6,)
+    assert load_network(NetworkSpec(spec, input_shape=(2, 3)), (6,)).input_shape == (2, 3)
+    assert load_network(NetworkSpec(spec)).input_shape == (6,)
+    with pytest.raises(OptionError, match="positive sizes"):
+        load_network(NetworkSpec(spec, input_shape=(0,)))
+    with pytest.raises(InputError, match="Pass --input-shape"):
+        load_network(NetworkSpec(f"{ZOO}:unsupported"))
