@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from simtool.model import FixedPoint, ImplicitModel
     from simtool.model import load_model as load
     from simtool.networks import NetworkSpec
+    from simtool.report import evaluate
     from simtool.stages.convert import convert
-    from simtool.stages.evaluate import evaluate
     from simtool.stages.extract import extract
     from simtool.stages.inspect import inspect
     from simtool.stages.predict import predict
@@ -38,7 +38,7 @@ _HOMES = {
     "SimtoolError": ("simtool.errors", "SimtoolError"),
     "SparsifyOptions": ("simtool.stages.sparsify.options", "SparsifyOptions"),
     "convert": ("simtool.stages.convert", "convert"),
-    "evaluate": ("simtool.stages.evaluate", "evaluate"),
+    "evaluate": ("simtool.report", "evaluate"),
     "extract": ("simtool.stages.extract", "extract"),
     "inspect": ("simtool.stages.inspect", "inspect"),
     "load": ("simtool.model", "load_model"),

@@ -13,7 +13,7 @@ from simtool.data import open_data
 from simtool.errors import OutputError
 from simtool.networks import NetworkSpec
 from simtool.progress import NO_PROGRESS, Progress
-from simtool.stages.evaluate import evaluate
+from simtool.report import evaluate
 from simtool.stages.extract import extract
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.stage import sparsify

@@ -14,7 +14,7 @@ import simtool
 ROOT = Path(simtool.__file__).parent
 
 # A part may import the parts named here, and itself. "words" are the modules everything shares.
-WORDS = {"errors", "activations", "blocks", "progress", "importing", "environment", "__init__"}
+WORDS = {"errors", "activations", "blocks", "progress", "strict_json", "importing", "environment", "__init__"}
 ALLOWED: dict[str, set[str]] = {
     # the mathematics, in the order of its arrows
     "penalty": set(),
@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
         *("penalty", "problem", "certificate", "solvers"),
         *("hdf5", "states", "data", "model", "networks", "rescale", "engines"),
     },
-    "report": {"model", "stages", "hdf5"},
+    "report": {"model", "networks", "stages", "hdf5"},
     "cli": {"stages", "report", "networks", "model", "demo"},
     "demo": {"stages", "report", "networks", "data"},
     "__main__": {"cli"},

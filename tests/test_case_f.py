@@ -12,8 +12,8 @@ from simtool.certificate import certify
 from simtool.model import load_model
 from simtool.networks import NetworkSpec
 from simtool.problem import Design, RowSet
+from simtool.report import evaluate
 from simtool.solvers import conic
-from simtool.stages.evaluate import evaluate
 from simtool.stages.extract import extract
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of

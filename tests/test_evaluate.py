@@ -20,7 +20,8 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from simtool.errors import InputError, OptionError, OutputError
 from simtool.model import ImplicitModel
-from simtool.stages.evaluate import evaluate, make_attack
+from simtool.report import evaluate
+from simtool.stages.evaluate import make_attack
 from simtool.stages.evaluate.attacks import perturb
 from simtool.stages.evaluate.metrics import (
     CLASSIFICATION,

@@ -17,10 +17,9 @@ from scipy import sparse
 
 from simtool.errors import OutputError
 from simtool.model import CertificateTable, ImplicitModel
-from simtool.report import check_folder, figures, write_report
+from simtool.report import check_folder, evaluate, figures, write_report
 from simtool.report.pattern import Band, bands, count_blocks, layout, raster, whole
 from simtool.report.text import percent, size, sparsity
-from simtool.stages.evaluate import evaluate
 
 
 @pytest.fixture

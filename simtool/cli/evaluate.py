@@ -62,7 +62,7 @@ def command(
     """
     from simtool.cli.options import network_spec
     from simtool.errors import OptionError
-    from simtool.stages.evaluate import evaluate
+    from simtool.report import evaluate
 
     if baseline is None and (model_arg or weights or input_shape or trust_model):
         raise OptionError(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,21 +13,7 @@ import click
 
 from simtool.errors import SimtoolError
 from simtool.progress import NO_PROGRESS, Progress, TextProgress
-
-
-def finite(value: Any) -> Any:
-    """``value`` with non-finite floats as None and numpy scalars as Python ones, ready for strict JSON."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if hasattr(value, "item") and not isinstance(value, str | bytes) and getattr(value, "ndim", 0) == 0:
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return value
+from simtool.strict_json import finite
 
 
 def emit(result: dict[str, Any], as_json: bool, human: str) -> None:

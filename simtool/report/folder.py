@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ from simtool.model import KINDS, CertificateTable, ImplicitModel
 from simtool.report import figures
 from simtool.report.html import render
 from simtool.report.pattern import BlockCounts, count_blocks
+from simtool.strict_json import finite
 
 _MARK = "report.json"
 
@@ -43,19 +43,6 @@ def check_folder(folder: Path, overwrite: bool) -> None:
             raise OutputError(f"the folder {place} does not exist. Create it, or choose another output path.")
     if not os.access(place, os.W_OK):
         raise OutputError(f"the folder {place} is not writable. Choose another output path.")
-
-
-def finite(value: Any) -> Any:
-    """``value`` ready for strict JSON: numpy scalars as Python's, non-finite numbers as None."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def write_report(

@@ -17,7 +17,7 @@ def warm(solver: str) -> None:
         return
     from simtool.solvers.kernel import solve_row
 
-    folder = Path(solve_row.stats.cache_path)
+    folder = Path(str(solve_row.stats.cache_path))  # type: ignore[attr-defined]
     cached = any(folder.glob("kernel.solve_row*.nbi"))
     if not cached:
         _log.info("compiling the row kernel, once on this machine (some seconds)")

@@ -1,6 +1,6 @@
 """Evaluate a model on data: accuracy, agreement with its baseline, sparsity, robustness and cheap bounds."""
 
 from simtool.stages.evaluate.attacks import Attack, make_attack
-from simtool.stages.evaluate.stage import evaluate
+from simtool.stages.evaluate.stage import measure_model
 
-__all__ = ["Attack", "evaluate", "make_attack"]
+__all__ = ["Attack", "make_attack", "measure_model"]

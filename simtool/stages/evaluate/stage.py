@@ -1,4 +1,4 @@
-"""The stage: options to a REPORT folder, and the JSON of it."""
+"""The stage: options to the numbers of a report. :mod:`simtool.report` writes them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ _log = logging.getLogger("simtool")
 _BATCH_NUMBERS = 2**21
 
 
-def evaluate(
+def measure_model(
     model: str | Path | ImplicitModel,
     data: str,
     *,
-    output: str | Path,
     split: str = "test",
     baseline: NetworkSpec | str | None = None,
     attack: str | None = None,
@@ -38,10 +37,9 @@ def evaluate(
     gradient: str = "model",
     samples: int | None = None,
     seed: int = 0,
-    overwrite: bool = False,
     progress: Progress = NO_PROGRESS,
-) -> dict[str, Any]:
-    """Measure ``model`` on held-out ``data`` and write the folder ``output`` (report.json, report.html, figures).
+) -> tuple[dict[str, Any], ImplicitModel]:
+    """Measure ``model`` on held-out ``data``.
 
     Parameters
     ----------
@@ -54,14 +52,10 @@ def evaluate(
     fraction : share of the inputs that is perturbed, one seeded choice for the run (fgsm .5, inversion 1)
     gradient : whose gradient fgsm follows, the ``model``'s own through the fixed point, or the ``baseline``'s
 
-    Returns the JSON keys of the report (see the README). Raises InputError for files, networks or data that do not fit,
-    OptionError for options, OutputError for the folder, ConvergenceError where the model has no fixed point.
+    Returns the numbers of the report (the JSON keys of evaluate, and ``attack_mask``) and the model. Raises InputError for files, networks or data that do not fit,
+    OptionError for options, ConvergenceError where the model has no fixed point.
     """
-    from simtool.report import check_folder, write_report
-
     started = time.perf_counter()
-    folder = Path(output)
-    check_folder(folder, overwrite)
     chosen = make_attack(attack, epsilons, fraction, gradient, seed) if attack is not None else None
     loaded = model if isinstance(model, ImplicitModel) else load_model(model)
     source = open_data(data, split)
@@ -91,14 +85,8 @@ def evaluate(
     result["baseline"] = None if reference is None else reference.network.description
     result["seed"] = seed
     result["seconds"] = time.perf_counter() - started
-    result["report"] = str(folder)
-    write_report(
-        folder,
-        loaded,
-        result | {"attack_mask": measurement.mask.tolist() if chosen is not None else None},
-        overwrite=overwrite,
-    )
-    return result
+    result["attack_mask"] = measurement.mask.tolist() if chosen is not None else None
+    return result, loaded
 
 
 def _range(batches: Any, count: int, progress: Progress) -> tuple[float, float]:

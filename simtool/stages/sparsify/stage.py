@@ -21,8 +21,8 @@ from simtool.engines import Engine
 from simtool.engines.shards import is_valid, write_bytes
 from simtool.errors import InputError, OutputError, SimtoolError
 from simtool.model import load_model
-from simtool.solvers.warm import warm
 from simtool.progress import NO_PROGRESS, Progress
+from simtool.solvers.warm import warm
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
 from simtool.stages.sparsify.merge import merge
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
