@@ -137,14 +137,14 @@ def test_rescaled_states_describe_the_same_function(
         g = states.scaling[:, None]
         np.testing.assert_allclose(states.X[()], g * plain.X[()], rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(states.Z[()], g * plain.Z[()], rtol=1e-5, atol=1e-7)
-        np.testing.assert_array_equal(states.Y[()], plain.Y[()])
+        np.testing.assert_allclose(states.Y[()], plain.Y[()], atol=1e-6)
         np.testing.assert_array_equal(states.U[()], plain.U[()])
         teacher = states.teacher()
         model = ImplicitModel(**teacher, blocks=states.blocks)
         forward = model.forward(states.U[()])
         np.testing.assert_allclose(forward.X, states.X[()], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(forward.Y, states.Y[()], atol=1e-5)
-        np.testing.assert_allclose(states.sensitivity, plain.sensitivity / states.scaling**2, rtol=1e-6)
+        np.testing.assert_allclose(states.sensitivity, plain.sensitivity / states.scaling**2, rtol=1e-5)
         u = states.U[()].astype(np.float64)
         for state in (0, 4, 8):
             assert states.sensitivity[state] == pytest.approx(

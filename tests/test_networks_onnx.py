@@ -189,6 +189,10 @@ def test_all_unsupported_nodes_are_listed(tmp_path: Path) -> None:
             r"clips to \[0\.0, 6\.0\]",
         ),
         ([node("Dropout", ["x", "half", "yes"], ["d"]), node("MatMul", ["d", "W"], ["y"])], "training mode"),
+        (
+            [node("Split", ["x"], ["s", "t"], axis=1, name="cut"), node("MatMul", ["t", "U"], ["y"])],
+            "cut.*further output t",
+        ),
         ([node("Erf", ["x"], ["e"]), node("MatMul", ["e", "W"], ["y"])], "Erf"),
     ],
 )
@@ -196,6 +200,7 @@ def test_meanings_that_are_refused(tmp_path: Path, nodes: list[onnx.NodeProto], 
     constants = {
         "W": W,
         "shape": np.array([2, -1, 4]) if message == "batch" else np.array([-1, 4]),
+        "U": W[:2],
         "zero": np.float32(0),
         "six": np.float32(6),
         "half": np.float32(0.5),

@@ -191,9 +191,11 @@ class _Translator:
         for tensor in self._model.graph.initializer:
             self._root(tensor.name, numpy_helper.to_array(tensor))
         self._fold()
-        ops = [
-            self._translate(node) for node in self._model.graph.node if node.output[0] not in self._constants
-        ]
+        ops: list[Op] = []
+        for node in self._model.graph.node:
+            if node.output[0] not in self._constants:
+                ops.append(self._translate(node))
+                ops += [self._extra_output(node, name) for name in node.output[1:] if name]
         output = self._model.graph.output[0].name
         return Program(ops, self._constants, self._source, output, self._roots, self._sizes)
 
@@ -260,6 +262,12 @@ class _Translator:
             operands[1] = turned
         operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         return Op(kind, operator, node.name or node.output[0], tuple(operands), node.output[0], found)
+
+    def _extra_output(self, node: onnx.NodeProto, name: str) -> Op:
+        """A second output (the mask of a dropout, a part of a split): nothing that is taken has one that matters."""
+        values = tuple(i for i in node.input if i and i not in self._constants)
+        why = {"why": f"its further output {name} is used"}
+        return Op("unsupported", node.op_type, node.name or node.output[0], values, name, why)
 
     def _clip(
         self, node: onnx.NodeProto, attributes: dict[str, Any]

@@ -19,6 +19,7 @@ from simtool.data import DataSource, open_data
 from simtool.errors import InputError, OptionError, OutputError
 from simtool.model import ImplicitModel, state_sensitivity
 from simtool.networks import Network, NetworkSpec, Recorded, load_network
+from simtool.networks.sensitivity import is_acyclic, squared_gradients
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.rescale import DEFAULT_GAMMA, Form, Rescale, scaling
 from simtool.states import StatesHeader, StatesLayout, create_states
@@ -27,7 +28,9 @@ log = logging.getLogger("simtool")
 
 RECONSTRUCTION_TOLERANCE = 1e-5
 _TEACHER_TOLERANCE = 1e-4  # float32 sums against float64 ones
+_TEACHER_COLUMNS = 64
 _SENSITIVITY_SAMPLES = 1024
+_SENSITIVITY_WORK = 10**11  # multiplications spent on it at most
 _BATCH_BYTES = 2**25
 _MAX_BATCH = 1024
 
@@ -73,7 +76,7 @@ def extract(
     form = Form(matrices.A, matrices.B, matrices.C, matrices.D)
     g = scaling(mode, form, loaded.graph.blocks)
     teacher = form.scaled(g) if mode.mode != "none" else form
-    run = _Run(loaded, g, _model(loaded, teacher), _probe_columns(len(indices)))
+    run = _Run(loaded, g, teacher, _probe_columns(len(indices), loaded))
     with create_states(target, layout, overwrite) as writer:
         progress.start(len(indices), "samples", "extract")
         for batch in source.batches(indices, layout.batch):
@@ -130,7 +133,10 @@ def _layout(network: Network, samples: int, batch_size: int | None) -> StatesLay
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"the batch size must be above 0, got {batch_size}.")
     fitting = int(np.clip(_BATCH_BYTES // (4 * (p + 2 * n + q)), 1, _MAX_BATCH))
-    return StatesLayout(samples, p, n, q, min(batch_size or fitting, samples))
+    batches = -(-samples // (batch_size or fitting))
+    return StatesLayout(
+        samples, p, n, q, -(-samples // batches)
+    )  # batches of equal size: no half-filled chunks
 
 
 def _check_space(target: Path, layout: StatesLayout) -> None:
@@ -158,23 +164,29 @@ def _warn_interpolation(blocks: Sequence[Block], inputs: int, samples: int) -> N
         )
 
 
-def _model(network: Network, teacher: Form) -> ImplicitModel:
+def _cyclic_model(network: Network) -> ImplicitModel | None:
+    """The network as an implicit model (in its own units) if it is cyclic, for gradients through the fixed point."""
     graph = network.graph
+    if is_acyclic(graph):
+        return None
+    matrices = graph.matrices()
     return ImplicitModel(
-        A=teacher.A,
-        B=teacher.B,
-        C=teacher.C,
-        D=teacher.D,
+        A=matrices.A,
+        B=matrices.B,
+        C=matrices.C,
+        D=matrices.D,
         blocks=graph.blocks,
         output_parents=graph.output_parents,
         input_shape=graph.input_shape,
-        structure="exact",
     )
 
 
-def _probe_columns(samples: int) -> np.ndarray:
-    """The evenly spaced samples whose gradients are averaged."""
-    return np.unique(np.linspace(0, samples - 1, min(samples, _SENSITIVITY_SAMPLES)).round().astype(np.int64))
+def _probe_columns(samples: int, network: Network) -> np.ndarray:
+    """The evenly spaced samples whose gradients are averaged; fewer of them for networks with many weights and outputs."""
+    weights = sum(operator.matrix().nnz for node in network.graph.nodes for _, operator in node.form.terms)
+    affordable = _SENSITIVITY_WORK // max(1, weights * network.graph.output_size)
+    count = min(samples, _SENSITIVITY_SAMPLES, max(16, affordable))
+    return np.unique(np.linspace(0, samples - 1, count).round().astype(np.int64))
 
 
 @dataclass
@@ -183,46 +195,61 @@ class _Run:
 
     network: Network
     g: np.ndarray
-    teacher: ImplicitModel
+    teacher: Form
     probes: np.ndarray
     reconstruction_error: float = 0.0
     low: float = inf
     high: float = -inf
     _sensitivity: np.ndarray = field(init=False)
+    _cyclic: ImplicitModel | None = field(init=False)
 
     def __post_init__(self) -> None:
         self._sensitivity = np.zeros(len(self.g))
+        self._cyclic = _cyclic_model(self.network)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return self.network.graph.blocks
 
     def columns(self, batch: np.ndarray, indices: np.ndarray, first: int) -> tuple[np.ndarray, ...]:
         """U, Z, X, Y of the samples ``batch`` (k, ...), the first of which is column ``first``."""
         k = len(batch)
         recorded = self.network.run(batch)
         self._check(recorded, indices)
-        u = np.ones((self.teacher.p, k), dtype=np.float32)
+        u = np.ones((self.teacher.B.shape[1], k), dtype=np.float32)
         u[:-1] = batch.reshape(k, -1).T
         z, x = (np.empty((len(self.g), k), dtype=np.float32) for _ in range(2))
-        for block in self.teacher.blocks:
+        for block in self.blocks:
             scale = self.g[block.rows]
             z[block.rows] = (recorded.z[block.name] * scale).T
             x[block.rows] = (recorded.x[block.name] * scale).T
         y = recorded.y.T
         if first == 0:
-            self._check_teacher(u, z, x, y)
+            few = slice(0, _TEACHER_COLUMNS)
+            self._check_teacher(u[:, few], z[:, few], x[:, few], y[:, few])
         self.low, self.high = min(self.low, float(batch.min())), max(self.high, float(batch.max()))
         chosen = self.probes[(self.probes >= first) & (self.probes < first + k)] - first
         if chosen.size:
-            self._sensitivity += chosen.size * state_sensitivity(
-                self.teacher, u[:, chosen].astype(np.float64)
-            )
+            self._probe(u, recorded, chosen)
         return u, z, x, y
 
     def sensitivity(self) -> np.ndarray:
-        """E ||dy/dz_i||^2 (n,) in file units."""
-        return self._sensitivity / len(self.probes)
+        """E ||dy/dz_i||^2 (n,) in file units: a state multiplied by g moves the outputs 1/g as much."""
+        return self._sensitivity / len(self.probes) / self.g**2
+
+    def _probe(self, u: np.ndarray, recorded: Recorded, chosen: np.ndarray) -> None:
+        """Add the squared gradients at the columns ``chosen`` of this batch."""
+        if self._cyclic is not None:
+            mean = state_sensitivity(self._cyclic, u[:, chosen].astype(np.float64))
+            self._sensitivity += chosen.size * mean
+            return
+        found = squared_gradients(self.network.graph, {name: z[chosen] for name, z in recorded.z.items()})
+        for block in self.blocks:
+            self._sensitivity[block.rows] += found[block.name]
 
     def _check(self, recorded: Recorded, indices: np.ndarray) -> None:
         """Finite values, and X = phi(Z), in the network's own units."""
-        for block in self.teacher.blocks:
+        for block in self.blocks:
             z, x = recorded.z[block.name], recorded.x[block.name]
             _require_finite(z, f"the pre-activations of block {block.name}", indices)
             _require_finite(x, f"the states of block {block.name}", indices)
@@ -242,7 +269,7 @@ class _Run:
         wide_x, wide_u = x.astype(np.float64), u.astype(np.float64)
         model = self.teacher
         z_teacher = (model.A @ wide_x + model.B @ wide_u) / self.g[:, None]
-        named = [(b.name, z_teacher[b.rows], z[b.rows] / self.g[b.rows, None]) for b in model.blocks]
+        named = [(b.name, z_teacher[b.rows], z[b.rows] / self.g[b.rows, None]) for b in self.blocks]
         named.append(("the output", model.C @ wide_x + model.D @ wide_u, y))
         for name, found, recorded in named:
             error = float(np.abs(found - recorded).max() / max(1.0, float(np.abs(recorded).max())))
