@@ -459,6 +459,24 @@ def test_kill_minus_nine_at_random_moments_loses_nothing(digits: dict[str, Path]
     assert hits >= 5
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_so_and_resumes(
+    sent: signal.Signals, code: int, digits: dict[str, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        _command(digits["states"], run), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    while not (run / "work").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(sent)
+    out, _ = process.communicate()
+    assert process.returncode == code
+    assert json.loads(out)["exit"] == code
+    assert subprocess.run(_command(digits["states"], run), check=False, capture_output=True).returncode == 0
+
+
 def test_no_worker_survives_its_parent(digits: dict[str, Path], tmp_path: Path) -> None:
     """kill -9 of the parent: the workers end by themselves."""
     code = (

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +48,14 @@ def fail(message: str, code: int, as_json: bool) -> None:
     raise SystemExit(code)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as what Ctrl-C raises: schedulers send it before they kill."""
+
+
+def _on_sigterm(*_: object) -> None:
+    raise _Terminated
+
+
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --json and --quiet to a command and turn its errors into messages and exit codes."""
 
@@ -56,12 +66,15 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
         _configure_log(quiet)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _on_sigterm)
         try:
             return function(*args, as_json=as_json, quiet=quiet, **kwargs)
         except SimtoolError as error:
             fail(str(error), error.exit_code, as_json)
-        except KeyboardInterrupt:
-            fail("interrupted. Run the same command again to go on where it stopped.", 130, as_json)
+        except KeyboardInterrupt as error:
+            code = 143 if isinstance(error, _Terminated) else 130
+            fail("interrupted. Run the same command again; a run goes on where it stopped.", code, as_json)
         except MemoryError as error:
             fail(
                 f"out of memory ({error}). Use fewer --samples or --workers, or a machine with more memory.",
