@@ -22,6 +22,7 @@ from simtool.networks import Network, NetworkSpec, Recorded, load_network
 from simtool.networks.sensitivity import is_acyclic, squared_gradients
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.rescale import DEFAULT_GAMMA, Form, Rescale, scaling
+from simtool.stages.convert import implicit_form
 from simtool.states import StatesHeader, StatesLayout, create_states
 
 log = logging.getLogger("simtool")
@@ -169,16 +170,7 @@ def _cyclic_model(network: Network) -> ImplicitModel | None:
     graph = network.graph
     if is_acyclic(graph):
         return None
-    matrices = graph.matrices()
-    return ImplicitModel(
-        A=matrices.A,
-        B=matrices.B,
-        C=matrices.C,
-        D=matrices.D,
-        blocks=graph.blocks,
-        output_parents=graph.output_parents,
-        input_shape=graph.input_shape,
-    )
+    return implicit_form(graph)
 
 
 def _probe_columns(samples: int, network: Network) -> np.ndarray:

@@ -122,13 +122,18 @@ class RunFolder:
             return None
         return content if isinstance(content, dict) else None
 
-    def write_array(self, name: str, array: np.ndarray) -> None:
-        """A plain .npy that workers map; atomic."""
+    @contextlib.contextmanager
+    def new_array(self, name: str, shape: tuple[int, ...], dtype: type) -> Iterator[np.ndarray]:
+        """A plain .npy to be filled, for workers to map; it is there once the block ends without an error."""
         path = self.array(name)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
+            mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            # A hole filled through a map that the disk cannot hold would end the process: claim the space first.
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+            yield mapped
+            mapped.flush()
             os.replace(temporary, path)
         except OSError as error:
             raise OutputError(
@@ -138,7 +143,7 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
 
     def map_array(self, name: str) -> np.ndarray:
-        """The array written by :meth:`write_array`, mapped read-only."""
+        """The array written by :meth:`new_array`, mapped read-only."""
         mapped: np.ndarray = np.load(self.array(name), mmap_mode="r", allow_pickle=False)
         return mapped
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import resource
 import shutil
 import time
@@ -219,14 +218,11 @@ def _write_inputs(folder: RunFolder, source: States) -> None:
         ("design", (("X", source.X), ("U", source.U))),
         ("targets", (("Z", source.Z), ("Y", source.Y))),
     ):
-        path = folder.array(name)
-        if path.exists():
+        if folder.array(name).exists():
             continue
         rows = sum(part.shape[0] for _, part in parts)
         samples = parts[0][1].shape[1]
-        temporary = path.with_name(f".{name}.{os.getpid()}.npy")
-        try:
-            mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(rows, samples))
+        with folder.new_array(name, (rows, samples), np.float32) as mapped:
             offset = 0
             for label, part in parts:
                 step = max(1, _COPY_BYTES // max(1, 4 * samples))
@@ -240,15 +236,6 @@ def _write_inputs(folder: RunFolder, source: States) -> None:
                         )
                     mapped[offset : offset + piece.shape[0]] = piece
                     offset += piece.shape[0]
-            mapped.flush()
-            del mapped
-            os.replace(temporary, path)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {path}: {error.strerror or error}. Free some space, then run again."
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _result(folder: RunFolder, times: dict[str, float], engine: Engine, seconds: float) -> dict[str, Any]:

@@ -113,13 +113,16 @@ def assemble_gram(folder: RunFolder, name: str) -> None:
     """Put the finished tiles of Gram matrix ``name`` together as one mapped array."""
     plan = plan_of(folder)
     size = plan.grams[name].size
-    gram = np.empty((size, size))
+    with folder.new_array(gram_array(plan, name), (size, size), np.float64) as gram:
+        _fill(folder, plan, name, gram)
+
+
+def _fill(folder: RunFolder, plan: Plan, name: str, gram: np.ndarray) -> None:
     for index, (owner, i, j) in enumerate(plan.tiles):
         if owner == name:
             tile = read_shard(folder.tile(index))["tile"]
             gram[i : i + tile.shape[0], j : j + tile.shape[1]] = tile
             gram[j : j + tile.shape[1], i : i + tile.shape[0]] = tile.T
-    folder.write_array(gram_array(plan, name), gram)
 
 
 def gram_array(plan: Plan, name: str) -> str:
