@@ -26,7 +26,7 @@ KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality")
 DUALITY_GAP, NORMAL_EQUATIONS = 0, 1
 KAPPA_SLACK = 1e-12
 # A dual bound above the primal value by more than rounding means the bound itself is wrong: never certified.
-_NEGATIVE_GAP = -1e-9
+_ROUNDING_GAP = 1e-9
 _PROJECTION_LIMIT = 1e-9
 _SCALE_STEPS = 24
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
@@ -52,6 +52,7 @@ def l1_norms(w: np.ndarray, subset: np.ndarray) -> np.ndarray:
     return np.abs(w[:, subset]).sum(axis=1)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows ends as an infinite gap, below
 def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
     """Certificates of the stored rows ``w`` (r, d), which are only read."""
     objective, design = rows.objective, rows.design
@@ -77,30 +78,30 @@ def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
 
     projection_error = np.zeros(rows.count)
     if free.any():
-        scale = 2.0 * objective.loss_weight * np.sqrt(rows.target_norms * _largest_square(rows, free))
-        error = np.abs(correlation[:, free]).max(axis=1, initial=0.0)
-        projection_error = np.divide(error, scale, out=np.zeros_like(error), where=scale > 0)
+        # Per feature, relative to the largest that theta could reach: 2 loss_weight ||z|| ||W_j||.
+        largest = 2.0 * objective.loss_weight * np.sqrt(np.outer(rows.target_norms, _squares(rows, free)))
+        error = np.abs(correlation[:, free])
+        relative_error = np.divide(error, largest, out=np.zeros_like(error), where=largest > 0)
+        projection_error = relative_error.max(axis=1, initial=0.0)
         correlation[:, free] = 0.0
 
     bound = _DualBound(linear, square, np.abs(correlation), rows.bounded, objective.penalty, objective.kappa)
     dual, multiplier = bound.best()
 
-    denominator = np.maximum(primal, 1e-2 * objective.loss_weight * rows.target_norms)
-    gap = primal - dual
-    relative = np.divide(gap, denominator, out=np.zeros_like(gap), where=denominator > 0)
+    relative = _relative_gap(rows, primal, dual)
     norm = l1_norms(w, rows.bounded)
     kappa = np.inf if objective.kappa is None else objective.kappa
     certified = (
-        (relative <= tolerance)
-        & (relative >= _NEGATIVE_GAP)
+        (np.abs(relative) <= np.where(relative < 0, _ROUNDING_GAP, tolerance))
+        & np.isfinite(w).all(axis=1)
         & (norm <= kappa * (1.0 + KAPPA_SLACK))
         & (projection_error <= _PROJECTION_LIMIT)
-        & ~w[np.flatnonzero(own), rows.excluded[own]].any()
     )
+    certified[own] &= w[np.flatnonzero(own), rows.excluded[own]] == 0.0
     return Certificates(
         primal=primal,
         dual=dual,
-        relative_gap=np.maximum(relative, 0.0),
+        relative_gap=np.abs(relative),
         kappa_slack=kappa - norm,
         multiplier=multiplier,
         projection_error=projection_error,
@@ -109,12 +110,22 @@ def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
     )
 
 
-def _largest_square(rows: RowSet, features: np.ndarray) -> float:
-    """max over ``features`` of ||W_j||^2."""
+def _relative_gap(rows: RowSet, primal: np.ndarray, dual: np.ndarray) -> np.ndarray:
+    """The gap over max(primal, 1e-2 loss_weight ||z||^2); 0 only if both vanish, infinite if it is no number."""
+    denominator = np.maximum(primal, 1e-2 * rows.objective.loss_weight * rows.target_norms)
+    gap = primal - dual
+    vanishing = (denominator == 0) & (gap == 0)
+    relative = np.divide(gap, denominator, out=np.full(gap.shape, np.inf), where=denominator > 0)
+    relative[vanishing] = 0.0
+    return np.where(np.isfinite(relative), relative, np.inf)
+
+
+def _squares(rows: RowSet, features: np.ndarray) -> np.ndarray:
+    """||W_j||^2 of each of ``features``."""
     total = np.zeros(int(features.sum()))
     for _, tile in rows.design.tiles():
         total += np.einsum("ij,ij->i", tile[features], tile[features])
-    return float(total.max(initial=0.0))
+    return total
 
 
 class _DualBound:

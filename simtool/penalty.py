@@ -62,6 +62,8 @@ class Penalty:
     def value(self, w: np.ndarray) -> np.ndarray:
         """pen(w), elementwise."""
         s = np.abs(w)
+        if self.lam2 == 0:
+            return self.slope * s
         return self.slope * s + self.lam2 * np.maximum(s - self.knee, 0.0) ** 2
 
     def conjugate(self, v: np.ndarray, multiplier: np.ndarray | float = 0.0) -> np.ndarray:

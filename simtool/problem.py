@@ -134,14 +134,22 @@ class RowSet:
 
 
 class RowSpace:
-    """Thin singular value decomposition W_F = left diag(singular) right of a feature subset F.
+    """Thin singular value decomposition W_F = diag(norms) left diag(singular) right of a feature subset F.
 
-    ``left`` (|F|, k), ``singular`` (k,), ``right`` (k, m): singular values below the rounding level of the
-    largest are dropped, so dependent features share their coefficient (least norm).
+    ``left`` (|F|, k), ``singular`` (k,), ``right`` (k, m). Without a ridge the features are brought to unit norm
+    first, so that a feature in small units counts as much as one in large units; a ridge fixes the units, and
+    ``norms`` is then 1. Singular values below the rounding level of the largest are dropped: dependent features
+    share their coefficient (least norm).
     """
 
-    def __init__(self, w: np.ndarray) -> None:
+    def __init__(self, w: np.ndarray, ridge: float = 0.0) -> None:
         features, samples = w.shape
+        self.ridge = ridge
+        self.norms = np.ones(features)
+        if ridge == 0.0:
+            norms = np.sqrt(np.einsum("ij,ij->i", w, w))
+            self.norms = np.where(norms > 0, norms, 1.0)
+            w = w / self.norms[:, None]
         if features == 0 or samples == 0 or not np.any(w):
             self.left, self.singular = np.zeros((features, 0)), np.zeros(0)
             self.right = np.zeros((0, samples))
@@ -156,22 +164,29 @@ class RowSpace:
         keep = singular > singular[0] * max(features, samples) * np.finfo(float).eps
         self.left, self.singular, self.right = left[:, keep], singular[keep], right[keep]
 
+    def restricted(self, members: np.ndarray) -> RowSpace:
+        """This space seen by some of its features; the others must be zero on every sample."""
+        view = object.__new__(RowSpace)
+        view.ridge, view.norms, view.left = self.ridge, self.norms[members], self.left[members]
+        view.singular, view.right = self.singular, self.right
+        return view
+
     def project_out(self, vectors: np.ndarray) -> np.ndarray:
         """``vectors`` (r, m) minus their part in the row space; twice, as once leaves rounding behind."""
         for _ in range(2):
             vectors = vectors - (vectors @ self.right.T) @ self.right
         return vectors
 
-    def coefficients(self, vectors: np.ndarray, ridge: float = 0.0) -> np.ndarray:
+    def coefficients(self, vectors: np.ndarray) -> np.ndarray:
         """argmin over w of ||v - W_F^T w||^2 + ridge ||w||^2 (least norm) per row of ``vectors``: (r, |F|)."""
-        weights = self.singular / (self.singular**2 + ridge)
-        return ((vectors @ self.right.T) * weights) @ self.left.T
+        weights = self.singular / (self.singular**2 + self.ridge)
+        return (((vectors @ self.right.T) * weights) @ self.left.T) / self.norms
 
-    def shrink_out(self, vectors: np.ndarray, ridge: float) -> np.ndarray:
+    def shrink_out(self, vectors: np.ndarray) -> np.ndarray:
         """``vectors`` (r, m) applied to I - W_F^T (W_F W_F^T + ridge I)^-1 W_F."""
-        if ridge == 0.0:
+        if self.ridge == 0.0:
             return self.project_out(vectors)
-        weights = self.singular**2 / (self.singular**2 + ridge)
+        weights = self.singular**2 / (self.singular**2 + self.ridge)
         return vectors - ((vectors @ self.right.T) * weights) @ self.right
 
 

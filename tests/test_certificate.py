@@ -16,7 +16,11 @@ from simtool.solvers.feasible import restore_feasibility
 
 def _feasible(rows: RowSet, seed: int, size: float) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    w = size * rng.standard_normal((rows.count, rows.design.d)) * (rng.random((rows.count, rows.design.d)) < 0.6)
+    w = (
+        size
+        * rng.standard_normal((rows.count, rows.design.d))
+        * (rng.random((rows.count, rows.design.d)) < 0.6)
+    )
     for i, own in enumerate(rows.excluded):
         if own >= 0:
             w[i, own] = 0.0
@@ -75,11 +79,45 @@ def test_a_row_that_uses_its_own_state_is_never_certified() -> None:
     assert not certify(rows, w, 1e-6).certified[0]
 
 
-def test_nan_is_never_certified() -> None:
-    rows = make_rows(2, kappa=0.5)
+@pytest.mark.parametrize("kappa", [None, 0.5])
+@pytest.mark.parametrize("name", ["none", "l1", "ridge", "perspective"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e200, 1e300])
+def test_what_is_no_number_is_never_certified(bad: float, name: str, kappa: float | None) -> None:
+    rows = make_rows(2, penalty=PENALTIES[name], kappa=kappa)
     w = native.solve(rows, 1e-6)
-    w[1, 0] = np.nan
-    assert not certify(rows, w, 1e-6).certified[1]
+    w[1, 0] = bad
+    proof = certify(rows, w, 1e-6)
+    assert proof.certified.tolist() == [True, False, True]
+    assert proof.relative_gap[1] > 1e-6
+
+
+def test_a_target_or_design_with_nan_is_never_certified() -> None:
+    rows = make_rows(2, penalty=PENALTIES["l1"])
+    w = native.solve(rows, 1e-6)
+    targets = rows.targets.copy()
+    targets[0, 3] = np.nan
+    bad = RowSet(rows.design, targets, rows.objective, rows.constrained, rows.excluded)
+    assert certify(bad, w, 1e-6).certified.tolist() == [False, True, True]
+    features = rows.design.dense(np.arange(rows.design.d))
+    features[0, 0] = np.inf
+    worse = RowSet(Design(features), rows.targets, rows.objective, rows.constrained, rows.excluded)
+    assert not certify(worse, w, 1e-6).certified.any()
+
+
+@pytest.mark.parametrize("small", [1e-6, 1e-10, 1e-14, 1e-18])
+def test_penalty_free_features_in_any_units(small: float) -> None:
+    """A feature in tiny units matters as much as any: the row is solved, and a row without it is not certified."""
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal(200)
+    w = np.vstack([rng.standard_normal((3, 200)), small * v])
+    z = (v + 0.5 * w[0])[None]
+    rows = RowSet(Design(w), z, Objective(0.5, PENALTIES["none"]), np.ones(4, dtype=bool), np.array([-1]))
+    solved = native.solve(rows, 1e-6)
+    proof = certify(rows, solved, 1e-6)
+    assert proof.certified.all()
+    assert proof.primal[0] < 1e-20
+    solved[0, 3] = 0.0
+    assert not certify(rows, solved, 1e-6).certified.any()
 
 
 def test_zero_target_and_zero_row_have_gap_zero() -> None:

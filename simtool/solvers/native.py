@@ -41,7 +41,7 @@ def solve(rows: RowSet, tolerance: float) -> np.ndarray:
     space = _smooth_space(rows, smooth, ridge)
 
     if pivoted.size:
-        reduced = _reduce(rows, pivoted, space, ridge)
+        reduced = _reduce(rows, pivoted, space)
         inside = bounded[pivoted]
         position = {int(j): i for i, j in enumerate(pivoted)}
         for i in range(rows.count):
@@ -79,7 +79,7 @@ def solve(rows: RowSet, tolerance: float) -> np.ndarray:
         if pivoted.size:
             for samples, tile in design.tiles():
                 left_over[:, samples] -= w @ tile
-        w[:, smooth] = space.coefficients(left_over, ridge)
+        w[:, smooth] = space.coefficients(left_over)
     return w
 
 
@@ -88,15 +88,8 @@ def _smooth_space(rows: RowSet, smooth: np.ndarray, ridge: float) -> RowSpace | 
     if not smooth.any():
         return None
     if ridge == 0.0 and not np.any(rows.penalty_free & ~smooth & ~rows.design.dead):
-        return _restricted(rows.free_basis, smooth[rows.penalty_free])
-    return RowSpace(rows.design.dense(smooth))
-
-
-def _restricted(space: RowSpace, members: np.ndarray) -> RowSpace:
-    """``space`` seen by a subset of its features (the others are zero on every sample)."""
-    view = object.__new__(RowSpace)
-    view.left, view.singular, view.right = space.left[members], space.singular, space.right
-    return view
+        return rows.free_basis.restricted(smooth[rows.penalty_free])
+    return RowSpace(rows.design.dense(smooth), ridge)
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ class _Reduced:
     alive: np.ndarray
 
 
-def _reduce(rows: RowSet, pivoted: np.ndarray, space: RowSpace | None, ridge: float) -> _Reduced:
+def _reduce(rows: RowSet, pivoted: np.ndarray, space: RowSpace | None) -> _Reduced:
     design = rows.design
     if space is None:
         gram = design.gram
@@ -121,8 +114,8 @@ def _reduce(rows: RowSet, pivoted: np.ndarray, space: RowSpace | None, ridge: fl
         return _Reduced(np.ascontiguousarray(gram), correlation, rows.target_norms, alive)
     features = design.dense(pivoted)
     targets = np.asarray(rows.targets, dtype=np.float64)
-    gram = space.shrink_out(features, ridge) @ features.T
-    left_over = space.shrink_out(targets, ridge)
+    gram = space.shrink_out(features) @ features.T
+    left_over = space.shrink_out(targets)
     squares = np.maximum(np.einsum("ij,ij->i", targets, left_over), 0.0)
     norms = np.einsum("ij,ij->i", features, features)
     gram = (gram + gram.T) / 2.0

@@ -23,6 +23,7 @@ _ALPHA = {"perspective": 1e-3}
 _GAMMA = {"elastic-net": 1e-2}
 _LASSO_KAPPA = 0.99
 _FREE_KAPPA = 0.99
+_SMALLEST_WEIGHT, _LARGEST_WEIGHT = 1e-12, 1e12
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,11 @@ class SparsifyOptions:
                 raise OptionError(f"--{name} must be finite and >= 0, got {value!r}.")
         for name in ("lambda1", "lambda2"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise OptionError(f"--{name} must be finite and > 0, got {value!r}.")
+            if value is not None and not _SMALLEST_WEIGHT <= value <= _LARGEST_WEIGHT:
+                raise OptionError(
+                    f"--{name} must lie in [{_SMALLEST_WEIGHT:g}, {_LARGEST_WEIGHT:g}], got {value!r}: beyond, the "
+                    "loss drowns in rounding, or the penalty does."
+                )
         for name in ("kappa", "kappa_outputs"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -108,7 +112,7 @@ def resolve(options: SparsifyOptions, largest_lipschitz: float) -> SparsifyOptio
         if kappa is None or (options.kappa is None and kappa >= limit):
             kappa = min(_FREE_KAPPA, _FREE_KAPPA * limit)
             _log.info("a free structure needs a kappa: using --kappa %.6g", kappa)
-        if kappa == 1.0:
+        if kappa == 1.0 and kappa >= limit:
             _log.warning(
                 "kappa = 1 is used by the papers, but a norm of 1 proves nothing about well-posedness"
             )
