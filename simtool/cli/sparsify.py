@@ -30,7 +30,7 @@ OBJECTIVES = ["lasso", "l1", "perspective", "elastic-net", "least-squares"]
 @click.option(
     "--lambda1", type=float, help="Loss weight of state rows. [default: .5; .1 for l1, perspective]"
 )
-@click.option("--lambda2", type=float, help="Loss weight of output rows. [default: as --lambda1]")
+@click.option("--lambda2", type=float, help="Loss weight of output rows. [default: .5; .1 for l1, perspective]")
 @click.option("--alpha", type=float, help="Weight of the perspective penalty. [default: 1e-3]")
 @click.option("--beta", type=float, help="Weight of the l1 norm. [default: 1e-3 for l1, else 0]")
 @click.option("--gamma", type=float, help="Weight of the squared norm (elastic-net). [default: 1e-2]")
