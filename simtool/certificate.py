@@ -55,24 +55,10 @@ def l1_norms(w: np.ndarray, subset: np.ndarray) -> np.ndarray:
 @np.errstate(over="ignore", invalid="ignore")  # what overflows ends as an infinite gap, below
 def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
     """Certificates of the stored rows ``w`` (r, d), which are only read."""
-    objective, design = rows.objective, rows.design
-    residual = np.empty((rows.count, design.m))
-    for samples, tile in design.tiles():
-        residual[:, samples] = np.asarray(rows.targets[:, samples], dtype=np.float64) - w @ tile
-    primal = primal_values(rows, w, np.einsum("ij,ij->i", residual, residual))
-
-    theta = (2.0 * objective.loss_weight) * residual
+    objective = rows.objective
     free = rows.penalty_free
-    if free.any():
-        theta = rows.free_basis.project_out(theta)
-    linear = np.zeros(rows.count)
-    correlation = np.zeros((rows.count, design.d))
-    for samples, tile in design.tiles():
-        linear += np.einsum(
-            "ij,ij->i", theta[:, samples], np.asarray(rows.targets[:, samples], dtype=np.float64)
-        )
-        correlation += theta[:, samples] @ tile.T
-    square = np.einsum("ij,ij->i", theta, theta) / (4.0 * objective.loss_weight)
+    residual_norms, linear, square, correlation = _projected(rows, w) if free.any() else _one_pass(rows, w)
+    primal = primal_values(rows, w, residual_norms)
     own = rows.excluded >= 0
     correlation[np.flatnonzero(own), rows.excluded[own]] = 0.0
 
@@ -108,6 +94,38 @@ def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
         kind=np.full(rows.count, NORMAL_EQUATIONS if free.any() else DUALITY_GAP, dtype=np.uint8),
         certified=certified,
     )
+
+
+def _one_pass(rows: RowSet, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """||r||^2, theta' z, ||theta||^2 / (4 loss_weight) and W theta for theta = 2 loss_weight r, in one reading of W."""
+    weight = rows.objective.loss_weight
+    norms, linear = np.zeros(rows.count), np.zeros(rows.count)
+    correlation = np.zeros((rows.count, rows.design.d))
+    for samples, tile in rows.design.tiles():
+        target = np.asarray(rows.targets[:, samples], dtype=np.float64)
+        residual = target - w @ tile
+        norms += np.einsum("ij,ij->i", residual, residual)
+        linear += np.einsum("ij,ij->i", residual, target)
+        correlation += residual @ tile.T
+    return norms, 2.0 * weight * linear, weight * norms, 2.0 * weight * correlation
+
+
+def _projected(rows: RowSet, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same for theta projected on null(W_F), which needs the whole residual first."""
+    weight = rows.objective.loss_weight
+    residual = np.empty((rows.count, rows.design.m))
+    for samples, tile in rows.design.tiles():
+        residual[:, samples] = np.asarray(rows.targets[:, samples], dtype=np.float64) - w @ tile
+    norms = np.einsum("ij,ij->i", residual, residual)
+    theta = rows.free_basis.project_out(residual)
+    linear = np.zeros(rows.count)
+    correlation = np.zeros((rows.count, rows.design.d))
+    for samples, tile in rows.design.tiles():
+        target = np.asarray(rows.targets[:, samples], dtype=np.float64)
+        linear += np.einsum("ij,ij->i", theta[:, samples], target)
+        correlation += theta[:, samples] @ tile.T
+    square = np.einsum("ij,ij->i", theta, theta)
+    return norms, 2.0 * weight * linear, weight * square, 2.0 * weight * correlation
 
 
 def _relative_gap(rows: RowSet, primal: np.ndarray, dual: np.ndarray) -> np.ndarray:
