@@ -63,6 +63,8 @@ class Design:
     @cached_property
     def dead(self) -> np.ndarray:
         """Features that are zero on every sample, (d,) bool."""
+        if "gram" in self.__dict__:
+            return np.asarray(np.diag(self.gram) == 0.0)
         return np.array([not np.any(self._w[j]) for j in range(self.d)], dtype=bool)
 
     def correlate(self, targets: np.ndarray) -> np.ndarray:

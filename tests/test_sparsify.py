@@ -26,7 +26,7 @@ from simtool.stages.sparsify import stage as stage_module
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of, resolve
 from simtool.stages.sparsify.stage import sparsify
-from simtool.stages.sparsify.structure import SHARD_ROWS, row_groups, shards
+from simtool.stages.sparsify.structure import SHARD_ROWS_MOST, row_groups, shards
 from simtool.stages.sparsify.work import Plan
 
 BLOCKS = (
@@ -60,16 +60,17 @@ def test_free_rows_use_everything_but_themselves() -> None:
     assert states.features.tolist() == list(range(13))
 
 
+@pytest.mark.parametrize("samples", [10, 10**5, 10**7])
 @pytest.mark.parametrize("structure", ["layered", "dag", "free"])
-def test_shards_partition_the_rows(structure: str) -> None:
+def test_shards_partition_the_rows(structure: str, samples: int) -> None:
     blocks = (
         Block("b", make("relu"), 0, 100, (100,), ("a", BIAS)),
         Block("a", make("relu"), 100, 33, (33,), (INPUT, BIAS)),
     )
-    pieces = shards(row_groups(structure, blocks, ("b", BIAS), p=9, q=5, has_bias=True))
+    pieces = shards(row_groups(structure, blocks, ("b", BIAS), p=9, q=5, has_bias=True), samples)
     rows = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
     assert rows.tolist() == list(range(138))
-    assert max(piece.stop - piece.start for piece in pieces) <= SHARD_ROWS
+    assert max(piece.stop - piece.start for piece in pieces) <= SHARD_ROWS_MOST
 
 
 # --- options -----------------------------------------------------------------------------------------------------------

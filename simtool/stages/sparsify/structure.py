@@ -13,7 +13,10 @@ import numpy as np
 
 from simtool.blocks import BIAS, INPUT, Block
 
-SHARD_ROWS = 32
+# Rows of a shard, by the numbers in its design matrix: a shard reads and converts W a few times, which a row's own
+# work must outweigh, and many shards balance the workers best.
+SHARD_ROWS = ((4_000_000, 32), (16_000_000, 64), (64_000_000, 128))
+SHARD_ROWS_MOST = 256
 GRAM_TILE = 512
 FULL = "full"
 
@@ -79,13 +82,21 @@ def row_groups(
     return (*groups, RowGroup("outputs", (n, n + q), features(output_parents), True, False, "outputs"))
 
 
-def shards(groups: Sequence[RowGroup]) -> tuple[Shard, ...]:
-    """Every row once, in pieces of SHARD_ROWS."""
-    return tuple(
-        Shard(index, start, min(start + SHARD_ROWS, group.rows[1]))
-        for index, group in enumerate(groups)
-        for start in range(*group.rows, SHARD_ROWS)
-    )
+def shard_rows(features: int, samples: int) -> int:
+    """How many rows a shard holds whose design is ``features`` x ``samples``."""
+    numbers = features * samples
+    return next((rows for limit, rows in SHARD_ROWS if numbers <= limit), SHARD_ROWS_MOST)
+
+
+def shards(groups: Sequence[RowGroup], samples: int) -> tuple[Shard, ...]:
+    """Every row once, in pieces of :func:`shard_rows`."""
+    pieces = []
+    for index, group in enumerate(groups):
+        size = shard_rows(group.features.size, samples)
+        pieces += [
+            Shard(index, start, min(start + size, group.rows[1])) for start in range(*group.rows, size)
+        ]
+    return tuple(pieces)
 
 
 def gram_features(groups: Sequence[RowGroup], n_features: int) -> dict[str, np.ndarray]:

@@ -55,7 +55,7 @@ class Plan:
             self.q,
             bool(spec["has_bias"]),
         )
-        self.shards: tuple[Shard, ...] = shards(self.groups)
+        self.shards: tuple[Shard, ...] = shards(self.groups, self.m)
         self.grams = gram_features([g for g in self.groups if self._wants_gram(g)], self.n + self.p)
         self.tiles = gram_tiles({name: features.size for name, features in self.grams.items()})
 
