@@ -3,7 +3,8 @@
 With positively homogeneous activations, A' = diag(g) A diag(g)^-1, B' = diag(g) B (the bias column too), C' = C diag(g)^-1 and
 D' = D describe the same function. Modes:
 
-``uniform``  every layer's weights are divided by c = gamma * max_l ||W_l||_inf, so g = c^-depth (SIM, the formula of section 3)
+``uniform``  every layer's weights are divided by c = gamma * max_l ||W_l||_inf, so g = c^-depth (SIM, the formula of section 3);
+             c is at least 1, so that no weight grows: one that skips k layers is divided by c^(k+1)
 ``layer``    g is constant on a block, 1/t with t_l = 1 + sum_l' ||A_ll'||_inf t_l'
 ``neuron``   g = 1/t with t = (I - |A|)^-1 1
 """
@@ -107,7 +108,7 @@ def _uniform(rescale: Rescale, form: Form, blocks: Sequence[Block]) -> np.ndarra
     hidden = abs(form.A).sum(axis=1) + abs(form.B[:, :-1]).sum(axis=1)
     output = abs(form.C).sum(axis=1) + abs(form.D[:, :-1]).sum(axis=1)
     c = rescale.gamma * max(float(np.max(hidden)), float(np.max(output)))
-    if c == 0.0:
+    if c <= 1.0:  # every row sum is at most 1 / gamma as it is
         return np.ones_like(g)
     with np.errstate(under="ignore", over="ignore"):
         for block in blocks:

@@ -5,6 +5,10 @@ Methods inside a cyclic component, with b = what comes from outside:
 ``averaged``   x <- x + s (phi(A x + b) - x), s = 1 / (1 - min_i min(a_ii, 0)); contracts under mu_inf(A) < 1 (slides)
 ``absorption`` picard on A' = (I - diag A)^-1 (A - diag A), b' = (I - diag A)^-1 b. For relu and identity states with
                a_ii < 1 the solutions are the same: the self loop of a relu is positive feedback with a known gain.
+
+A column is finished when the error that the proof allows (:class:`simtool.model.wellposed.Majorant`), not the last
+change, is small relative to each state's own scale; both move with any diagonal scaling of the states. Columns that
+would need very many more iterations are finished by Newton's method, under the same bound.
 """
 
 from __future__ import annotations
@@ -18,21 +22,32 @@ from simtool import blocks as blocks_module
 from simtool.blocks import Block
 from simtool.errors import ConvergenceError, OptionError
 from simtool.model.levels import Component
-from simtool.model.wellposed import ComponentVerdict
+from simtool.model.wellposed import (
+    DIRECT_STATES,
+    ComponentVerdict,
+    Majorant,
+    absorbable,
+    absorbed,
+    local_blocks,
+    quotient,
+    row_norm,
+)
 
 METHODS = ("auto", "picard", "averaged", "absorption")
-_ROUNDING = 64 * float(np.finfo(np.float64).eps)
-_DIVERGED = 1e100
+_EPS = float(np.finfo(np.float64).eps)
 _DENSE_ENTRIES = 2**25
-_ABSORBED = ("relu", "identity")
+_FIRST_LOOK, _LONGEST_WAIT = 5, 16  # iterations before the first error bound, and at most between two
+_NEWTON_AFTER, _NEWTON_STEPS, _NEWTON_ENTRIES = 64, 30, 2**24
 
 
 @dataclass(frozen=True)
 class FixedPoint:
     """How cyclic components are solved.
 
-    ``tolerance`` bounds the estimated error of a column (its last change, times r/(1-r) for the observed contraction
-    rate r, so that slow contractions are not trusted too early), relative to max(1, max|x|).
+    ``tolerance`` bounds the error of every state relative to its own scale: phi of the sum of the absolute terms
+    |a_ij x_j| and |b_i| that make it (a closed relu x_j counts with the z_j that it cuts off). The bound is a proof where
+    the component is proven well-posed (in one weighted norm above 2000 states); elsewhere it is estimated from the
+    observed contraction rate. A column also ends where rounding alone keeps it from the tolerance.
     """
 
     method: str = "auto"
@@ -63,37 +78,6 @@ class Forward:
     converged: np.ndarray
 
 
-def local_blocks(rows: np.ndarray, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
-    """The blocks of the sorted states ``rows``, renumbered so that they tile ``range(len(rows))``."""
-    result: list[Block] = []
-    for block in blocks:
-        low, high = np.searchsorted(rows, [block.offset, block.offset + block.size])
-        if high > low:
-            size = int(high - low)
-            result.append(Block(block.name, block.activation, int(low), size, (size,), block.parents))
-    return tuple(result)
-
-
-def absorbable(component: Component, blocks: tuple[Block, ...]) -> bool:
-    """Diagonal absorption is exact: every self loop is below 1 and sits on a relu or identity state."""
-    diagonal = component.inner.diagonal()
-    local = local_blocks(component.rows, blocks)
-    return bool((diagonal < 1.0).all()) and all(
-        b.activation.name in _ABSORBED or not diagonal[b.rows].any() for b in local
-    )
-
-
-def absorbed(inner: sparse.csr_array) -> sparse.csr_array:
-    """(I - diag A)^-1 (A - diag A)."""
-    diagonal = inner.diagonal()
-    off = sparse.csr_array(inner - sparse.diags_array(diagonal))
-    return sparse.csr_array(sparse.diags_array(1.0 / (1.0 - diagonal)) @ off)
-
-
-def _row_norm(matrix: sparse.csr_array) -> float:
-    return float(np.asarray(abs(matrix).sum(axis=1)).max())
-
-
 def choose_method(
     component: Component, verdict: ComponentVerdict, blocks: tuple[Block, ...], asked: str
 ) -> str:
@@ -110,8 +94,7 @@ def choose_method(
     possible = absorbable(component, blocks)
     if verdict.by == "mu-inf":
         return "absorption" if possible else "averaged"
-    loops = bool(component.inner.diagonal().any())
-    helps = possible and loops and _row_norm(absorbed(component.inner)) < _row_norm(component.inner)
+    helps = verdict.absorbed is not None and row_norm(verdict.absorbed.terms) < row_norm(abs(component.inner))
     return "absorption" if helps else "picard"
 
 
@@ -133,14 +116,16 @@ def solve_component(
     """
     method = choose_method(component, verdict, blocks, options.method)
     local = local_blocks(component.rows, blocks)
-    matrix, step, b = component.inner, 1.0, outside
+    matrix, step, b, bound = component.inner, 1.0, outside, verdict.majorant
     diagonal = component.inner.diagonal()
     if method == "absorption":
         matrix = absorbed(component.inner)
         b = outside / (1.0 - diagonal)[:, None]
+        bound = verdict.absorbed or bound  # the same where there is no self loop
     elif method == "averaged":
         step = averaging_step(matrix)
-    z, iterations = _iterate(matrix, local, b, step, verdict, method, options)
+    equation = _Equation(matrix, local, bound, options.tolerance)
+    z, iterations = _iterate(equation, b, step, verdict, method, options)
     if method == "absorption":
         # back to z = A x + b: equal to x where a relu is open, (1 - a_ii) z' where it is closed
         for block in local:
@@ -150,65 +135,222 @@ def solve_component(
     return z, iterations
 
 
-def _fast_operator(matrix: sparse.csr_array) -> sparse.csr_array | np.ndarray:
+def fast_operator(matrix: sparse.csr_array) -> sparse.csr_array | np.ndarray:
     """``matrix`` dense where that multiplies faster: BLAS is about ten times as fast an entry as CSR."""
     entries = matrix.shape[0] * matrix.shape[1]
     return matrix.toarray() if matrix.nnz > 0.1 * entries and entries <= _DENSE_ENTRIES else matrix
 
 
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What is known of some columns: the error relative to the scale, and whether all of the rest is rounding."""
+
+    error: np.ndarray
+    rounding: np.ndarray
+
+
+class _Equation:
+    """x = phi(A x + b) in one component, and how far an x is from its solution."""
+
+    def __init__(
+        self, matrix: sparse.csr_array, local: tuple[Block, ...], bound: Majorant, tolerance: float
+    ) -> None:
+        self.matrix, self.local, self.bound, self.tolerance = matrix, local, bound, tolerance
+        self.operator = fast_operator(matrix)
+        self.proven = bound.factor is not None
+        self.newton = self.proven and matrix.shape[0] <= DIRECT_STATES
+        self._terms = fast_operator(bound.terms)
+        self._damping = bound.damping[:, None]
+        self._damped = bool((bound.damping > 1.0).any())
+        self._homogeneous = all(block.activation.homogeneous for block in local)
+        terms = np.diff(matrix.indptr) + 8
+        self._rounding = (_EPS * terms * np.maximum(bound.constants, 1.0))[:, None]
+
+    def evaluate(self, x: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A x + b and phi of it."""
+        z = self.operator @ x + b
+        return z, blocks_module.apply(self.local, z)
+
+    def look(self, x: np.ndarray, b: np.ndarray, z: np.ndarray, image: np.ndarray) -> _Look:
+        """The bound on the error of ``image`` (the residual, where nothing is proven), NaN where values overflow."""
+        reach = self._reach(np.abs(z), image)
+        sums = self._terms @ reach + np.abs(b)
+        scale = self._reach(sums / self._damping if self._damped else sums)
+        residual = np.abs(image - x)
+        noise = scale
+        if self._damped or not self._homogeneous:
+            noise = np.maximum(sums + (self._damping - 1.0) * reach, scale)
+        rounding = (residual <= self._rounding * noise).all(axis=0)
+        finite = np.isfinite(scale.max(axis=0)) & np.isfinite(residual.max(axis=0))
+        if not finite.all():
+            return _Look(np.where(finite, 0.0, np.nan), finite)
+        if self.proven:
+            error = self.bound.relative_error(residual, scale, image=True)
+        else:
+            error = quotient(residual, scale).max(axis=0)
+        return _Look(error, rounding)
+
+    def _reach(self, z: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
+        """How large |phi| is at pre-activations of the size ``z`` >= 0; ``image`` saves its cost where it is no relu."""
+        result = np.empty_like(z)
+        for block in self.local:
+            phi, rows = block.activation, block.rows
+            part = z[rows]
+            if not phi.homogeneous:
+                part = np.abs(phi(part) if image is None else image[rows])
+            result[rows] = max(1.0, phi.lipschitz) * part
+        return result
+
+    def finish(self, x: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Newton's method from ``x``: z (k, m), which columns are solved, and the evaluations of phi, (m,).
+
+        (I - S A) d = phi(A x + b) - x with the slopes S, in the units of the proof's vector.
+        """
+        k, m = x.shape
+        v = self.bound.vector
+        balanced = self.matrix.toarray() / v[:, None] * v
+        z_found, solved, used = np.zeros((k, m)), np.zeros(m, dtype=bool), np.zeros(m, dtype=np.int64)
+        width = max(1, _NEWTON_ENTRIES // k**2)
+        for start in range(0, m, width):
+            left = np.arange(start, min(start + width, m))
+            now = x[:, left]
+            for step in range(_NEWTON_STEPS):
+                z, image = self.evaluate(now, b[:, left])
+                seen = self.look(now, b[:, left], z, image)
+                used[left] += 1
+                done = (seen.error <= self.tolerance) | (seen.rounding & (step > 0))
+                z_found[:, left[done]], solved[left[done]] = z[:, done], True
+                keep = ~done & ~np.isnan(seen.error)
+                left = left[keep]
+                if left.size == 0:
+                    break
+                system = np.eye(k) - slopes(self.local, z[:, keep]).T[:, :, None] * balanced
+                residual = (image - now)[:, keep] / v[:, None]
+                try:
+                    now = (
+                        now[:, keep] + v[:, None] * np.linalg.solve(system, residual.T[:, :, None])[:, :, 0].T
+                    )
+                except np.linalg.LinAlgError:
+                    break
+        return z_found, solved, used
+
+
+def slopes(blocks: tuple[Block, ...], z: np.ndarray) -> np.ndarray:
+    """phi'(z), block by block, (n, m)."""
+    result = np.empty_like(z)
+    for block in blocks:
+        result[block.rows] = block.activation.slope(z[block.rows])
+    return result
+
+
+def remaining(
+    error: np.ndarray, last: np.ndarray, gap: np.ndarray | int, tolerance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The contraction rate from errors ``gap`` iterations apart, and how many more it needs (m,), where that is known."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = np.where(error > 0.0, error / last, 0.0) ** (1.0 / gap)
+        rate = np.minimum(np.where(np.isfinite(rate), rate, 1.0), 1.0 - 1e-12)
+        wait = np.log(tolerance / error) / np.log(np.maximum(rate, 1e-300))
+    return rate, np.maximum(np.ceil(wait), 1.0)
+
+
+@dataclass
+class _Pace:
+    """How the columns that are not solved yet come along: when to look next, what was seen last."""
+
+    due: np.ndarray
+    seen_at: np.ndarray
+    error: np.ndarray
+    rate: np.ndarray
+
+    def keep(self, columns: np.ndarray) -> _Pace:
+        """Only ``columns`` from now on."""
+        return _Pace(self.due[columns], self.seen_at[columns], self.error[columns], self.rate[columns])
+
+    def note(
+        self, columns: np.ndarray, count: int, error: np.ndarray, tolerance: float, proven: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The error to trust, and the iterations still to come as the contraction rate since the last look tells."""
+        last = self.error[columns]
+        rate, wait = remaining(error, last, count - self.seen_at[columns], tolerance)
+        trusted = error
+        if not proven:
+            # the change is not the error, and a first look knows no rate
+            slowest = np.maximum(rate, self.rate[columns])
+            trusted = np.where(error > 0.0, error * np.maximum(1.0, slowest / (1.0 - slowest)), 0.0)
+            trusted = np.where(np.isfinite(last) | (error == 0.0), trusted, np.inf)
+        wait = np.where(np.isfinite(last) & np.isfinite(wait), wait, _FIRST_LOOK)
+        self.error[columns], self.seen_at[columns], self.rate[columns] = error, count, rate
+        self.due[columns] = count + (np.minimum(wait, _LONGEST_WAIT).astype(np.int64) if proven else 1)
+        return trusted, wait
+
+
 def _iterate(
-    matrix: sparse.csr_array,
-    local: tuple[Block, ...],
+    equation: _Equation,
     b: np.ndarray,
     step: float,
     verdict: ComponentVerdict,
     method: str,
     options: FixedPoint,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """z (k, m) and the evaluations of phi (m,); columns leave as they are solved. Raises ConvergenceError."""
     k, m = b.shape
     z_final = np.empty((k, m))
     iterations = np.zeros(m, dtype=np.int64)
-    active = np.arange(m)
-    x = np.zeros((k, m))
-    b_active = b
-    previous = np.full(m, np.inf)
-    rate = np.ones(m)
-    slowest_possible = 1.0 - 1e-12
-    if method == "picard" and verdict.by == "norm" and verdict.factor is not None:
-        slowest_possible = min(slowest_possible, verdict.factor)
-    # the last evaluation multiplies an error of x by ||A||, which a stiff self loop can make large
-    gain = max(1.0, _row_norm(matrix))
-    rounding = _ROUNDING * gain
-    operator = _fast_operator(matrix)
-    tolerance = max(options.tolerance / gain, rounding)
+    if m == 0:
+        return z_final, iterations
+    active, x = np.arange(m), np.zeros((k, m))
+    tried = np.full(m, _NEWTON_AFTER)
+    first = _FIRST_LOOK if equation.proven else 1
+    pace = _Pace(np.full(m, first), np.zeros(m, dtype=np.int64), np.full(m, np.inf), np.zeros(m))
+    residual = np.inf
+    change = before = np.ones(0)
     for count in range(1, options.max_iterations + 1):
         with np.errstate(over="ignore", invalid="ignore"):
-            z = operator @ x + b_active
-            image = blocks_module.apply(local, z)
-            change = np.abs(image - x).max(axis=0)
-            size = np.maximum(1.0, np.abs(image).max(axis=0))
-        if not np.isfinite(change).all() or not (size < _DIVERGED).all():
-            raise _failure("diverged", method, verdict, count, float(previous.max()), options)
-        x = image if step == 1.0 else x + step * (image - x)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            now = np.where(previous > 0, change / previous, 0.0)
-        now = np.where(np.isfinite(now), now, 1.0)
-        slowest = np.minimum(np.maximum(rate, now), slowest_possible)
-        error = change * np.maximum(1.0, slowest / (1.0 - slowest))
-        done = (error <= tolerance * size) | (change <= rounding * size)
-        rate, previous = now, change
+            z, image = equation.evaluate(x, b)
+            looked = (pace.due == count) | (count == options.max_iterations)
+            if count == 1:
+                looked |= (image == x).all(axis=0)
+            if equation.proven and _FIRST_LOOK - 1 <= count <= _FIRST_LOOK:
+                # no more than a guess of the rate, for the time of the second look
+                change, before = np.abs(image - x).max(axis=0), change
+            columns = np.flatnonzero(looked)
+            done = np.zeros(len(active), dtype=bool)
+            if columns.size:
+                part = slice(None) if columns.size == active.size else columns
+                seen = equation.look(x[:, part], b[:, part], z[:, part], image[:, part])
+                residual = float(np.abs(image[:, part] - x[:, part]).max())
+                if np.isnan(seen.error).any():
+                    raise _failure("diverged", method, verdict, count, residual, options)
+                if equation.proven and count == _FIRST_LOOK:
+                    pace.error = seen.error * quotient(before, change)
+                    pace.seen_at = np.full(active.size, count - 1)
+                last = pace.error[columns]
+                error, wait = pace.note(columns, count, seen.error, options.tolerance, equation.proven)
+                good = error <= options.tolerance
+                iterations[active[columns]] = count
+                if equation.newton:
+                    good |= seen.rounding & (tried[columns] > _NEWTON_AFTER)  # Newton knew no better
+                    slow = (count >= tried[columns]) & (wait > 2 * k + 50)
+                    helped = columns[~good & (seen.rounding | slow)]
+                    if helped.size:
+                        found, solved, used = equation.finish(x[:, helped], b[:, helped])
+                        z[:, helped[solved]] = found[:, solved]
+                        done[helped] = solved
+                        iterations[active[helped]] += used
+                        tried[helped] = 8 * count
+                else:
+                    good |= seen.rounding & (seen.error >= last)
+                done[columns[good]] = True
+            x = image if step == 1.0 else x + step * (image - x)
         if done.any():
             z_final[:, active[done]] = z[:, done]
-            iterations[active[done]] = count
             keep = ~done
             active = active[keep]
             if active.size == 0:
                 return z_final, iterations
-            x, b_active = x[:, keep], b_active[:, keep]
-            rate, previous = rate[keep], previous[keep]
-    raise _failure(
-        "did not converge", method, verdict, options.max_iterations, float(previous.max()), options
-    )
+            x, b, tried, pace = x[:, keep], b[:, keep], tried[keep], pace.keep(keep)
+    raise _failure("did not converge", method, verdict, options.max_iterations, residual, options)
 
 
 def _failure(
