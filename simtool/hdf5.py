@@ -8,10 +8,14 @@ filtered or object datasets, and shapes that claim more bytes than the file stor
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
+import mmap
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,17 +30,47 @@ _ALLOWED_KINDS = "iufb"
 _MAX_HEADER_BYTES = 64 * 2**20
 
 
-def writable_target(path: Path, overwrite: bool, hint: str = "Pass --overwrite to replace it.") -> None:
-    """Raise OutputError unless ``path`` can be created (or replaced, with ``overwrite``)."""
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already. {hint}")
+def writable_target(
+    path: Path, overwrite: bool, kind: str | None = None, inputs: Iterable[str | Path | None] = ()
+) -> None:
+    """Raise OutputError unless ``path`` can be created, or replaced with ``overwrite``.
+
+    Only a regular file of the same ``kind`` is ever replaced (None: any regular file), never one of the command's
+    own ``inputs`` and never the model inside a run folder.
+    """
     if path.is_dir():
         raise OutputError(f"{path} is a folder, a file is to be written there. Choose another name.")
-    parent = path.parent if str(path.parent) else Path(".")
+    if path.exists() or path.is_symlink():
+        if not overwrite:
+            raise OutputError(f"{path} exists already. Pass --overwrite to replace it.")
+        if path.is_symlink() or not path.is_file():
+            raise OutputError(
+                f"{path} is not a regular file and is not replaced. Choose another output path."
+            )
+        if any(other is not None and _same_file(path, Path(other)) for other in inputs):
+            raise OutputError(
+                f"{path} is read by this very command and is not replaced. Choose another output path."
+            )
+        if kind is not None and kind_of(path) != kind:
+            raise OutputError(
+                f"{path} is not a {kind} file, so --overwrite does not replace it. Choose another name."
+            )
+        if (path.parent / "spec.json").exists():
+            raise OutputError(
+                f"{path} belongs to a run folder and is not replaced. Choose another output path."
+            )
+    parent = path.parent
     if not parent.is_dir():
         raise OutputError(f"the folder {parent} does not exist. Create it, or choose another output path.")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"the folder {parent} is not writable. Choose another output path.")
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    try:
+        return other.exists() and path.samefile(other)
+    except OSError:
+        return False
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
@@ -84,14 +118,48 @@ class _Sink(io.FileIO):
         return done
 
 
+class _Deferred:
+    """SIGINT and SIGTERM held back: an exception raised inside HDF5's calls to Python would crash the process."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _Deferred:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self.deliver()
+
+    def _receive(self, number: int, _: object) -> None:
+        self._received = number
+
+    def deliver(self) -> None:
+        """Raise what the signal that came in between stands for."""
+        number, self._received = self._received, None
+        if number is not None:
+            handler = self._previous[number]
+            if callable(handler):
+                handler(number, None)
+            raise KeyboardInterrupt
+
+
 def check_written(file: h5py.File) -> None:
-    """Raise the OSError of a failed write to a file of :func:`create` now, instead of when the block ends."""
-    sink = _SINKS.get(file.id.id)
-    if sink is not None and sink.error is not None:
-        raise sink.error
+    """Raise a failed write to a file of :func:`create`, or an interrupt, now instead of when the block ends."""
+    entry = _OPEN.get(file.id.id)
+    if entry is not None:
+        sink, deferred = entry
+        if sink.error is not None:
+            raise sink.error
+        deferred.deliver()
 
 
-_SINKS: dict[int, _Sink] = {}
+_OPEN: dict[int, tuple[_Sink, _Deferred]] = {}
 
 
 @contextmanager
@@ -99,24 +167,71 @@ def create(path: Path, kind: str) -> Iterator[h5py.File]:
     """A new file that appears at ``path`` only if the block ends without an error (temporary + fsync + rename)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _Sink(temporary, "w+b") as sink:
-            with h5py.File(sink, "w", libver=("v110", "v110"), track_order=False) as file:
-                identifier = file.id.id
-                _SINKS[identifier] = sink
-                try:
-                    file.attrs["format"] = np.bytes_(kind)
-                    file.attrs["format_version"] = FORMAT_VERSION
-                    yield file
-                finally:
-                    del _SINKS[identifier]
-            if sink.error is not None:
-                raise sink.error
-            os.fsync(sink.fileno())
+        with _Deferred() as deferred:
+            with _Sink(temporary, "w+b") as sink:
+                with h5py.File(sink, "w", libver=("v110", "v110"), track_order=False) as file:
+                    identifier = file.id.id
+                    _OPEN[identifier] = sink, deferred
+                    try:
+                        file.attrs["format"] = np.bytes_(kind)
+                        file.attrs["format_version"] = FORMAT_VERSION
+                        # A dataset, not an attribute: HDF5 checksums its metadata, and this is filled in later.
+                        write_array(file, "sha256", np.frombuffer(_PLACEHOLDER, dtype=np.uint8))
+                        yield file
+                    finally:
+                        del _OPEN[identifier]
+                if sink.error is not None:
+                    raise sink.error
+            _seal(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise output_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# Stands in the dataset sha256 while the digest of the file is computed, when writing and when checking.
+_PLACEHOLDER = hashlib.sha256(b"the digest of this file goes here").hexdigest().encode()
+
+
+def _seal(path: Path) -> None:
+    """Put the digest of the finished file into its dataset ``sha256``, and the file onto the disk."""
+    with path.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            position = content.find(_PLACEHOLDER)
+            digest = hashlib.sha256(content).hexdigest().encode()
+        file.seek(position)
+        file.write(digest)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def verify_content(path: Path, file: h5py.File) -> None:
+    """Raise FormatError if ``file``, open at ``path``, is not as it was written.
+
+    A file without the dataset ``sha256`` (written by another program) is taken as it is.
+    """
+    dataset = file.get("sha256")
+    if dataset is None:
+        return
+    if (
+        not isinstance(dataset, h5py.Dataset)
+        or dataset.shape != (len(_PLACEHOLDER),)
+        or dataset.dtype != np.uint8
+    ):
+        raise FormatError(f"{path}: 'sha256' is not a digest. Write the file again.")
+    stored = dataset[()].tobytes()
+    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        position = content.find(stored)
+        digest = hashlib.sha256(content[: max(position, 0)])
+        digest.update(_PLACEHOLDER)
+        with memoryview(content) as view, view[max(position, 0) + len(stored) :] as rest:
+            digest.update(rest)
+    if position < 0 or digest.hexdigest().encode() != stored:
+        raise FormatError(
+            f"{path} was changed after it was written (its checksum does not match), so nothing it proves holds. "
+            "Write it again; a file edited on purpose must lose its dataset sha256."
+        )
 
 
 def write_array(group: h5py.Group, name: str, array: np.ndarray) -> None:

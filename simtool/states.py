@@ -176,7 +176,7 @@ class StatesWriter:
 @contextmanager
 def create_states(path: Path, layout: StatesLayout, overwrite: bool = False) -> Iterator[StatesWriter]:
     """A writer whose file appears at ``path`` when the block ends after ``finish``. Raises OutputError."""
-    hdf5.writable_target(path, overwrite)
+    hdf5.writable_target(path, overwrite, "states")
     with hdf5.create(path, "states") as file:
         for name, rows in (
             ("U", layout.inputs),
@@ -316,6 +316,10 @@ class States:
         if not np.isfinite(values).all():
             raise damaged
         return sp.csr_array((values, columns, starts), shape=shape)
+
+    def verify_content(self) -> None:
+        """Raise FormatError if the file is not as it was written; reads all of it once."""
+        hdf5.verify_content(self.path, self._file)
 
     def content_sha256(self) -> str:
         """A hash of all that defines an answer: the arrays, the blocks and the teacher; not paths or names of files."""

@@ -205,12 +205,16 @@ def test_outputs_are_protected(tmp_path: Path, data: str) -> None:
         extract(spec(), data, output=output)
     np.savez(tmp_path / "nan.npz", inputs=np.full((9, 6), np.nan))
     with pytest.raises(InputError, match="sample 0"):
-        extract(spec(), str(tmp_path / "nan.npz"), output=output, overwrite=True)
+        extract(spec(), str(tmp_path / "nan.npz"), output=tmp_path / "nan.h5")
+    with pytest.raises(OutputError, match="not a states file"):
+        extract(spec(), data, output=output, overwrite=True)
     assert output.read_text() == "precious"
+    output.unlink()
     with pytest.raises(OutputError, match="does not exist"):
         extract(spec(), data, output=tmp_path / "no" / "s.h5")
     with pytest.raises(OutputError, match="folder"):
         extract(spec(), data, output=tmp_path, overwrite=True)
+    extract(spec(), data, output=output)
     extract(spec(), data, output=output, overwrite=True)
     assert [path.name for path in tmp_path.glob(".*")] == []
 

@@ -158,10 +158,25 @@ def test_damage_is_refused(
 ) -> None:
     path = model.save(tmp_path / "model.h5")
     with h5py.File(path, "r+") as file:
+        del file["sha256"]  # or the checksum would speak first
         change(file)
     with pytest.raises(FormatError, match=message) as caught:
         load_model(path)
     assert str(path) in str(caught.value)
+
+
+def test_every_flipped_byte_is_noticed(model: ImplicitModel, tmp_path: Path) -> None:
+    path = model.save(tmp_path / "model.h5")
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(whole), 150):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError):
+            load_model(path)
+    path.write_bytes(whole)
+    load_model(path)
 
 
 def test_truncation_and_versions_are_refused(model: ImplicitModel, tmp_path: Path) -> None:

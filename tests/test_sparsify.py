@@ -235,6 +235,44 @@ def test_a_damaged_model_of_a_finished_run_is_written_again(digits: dict[str, Pa
     assert model.read_bytes() == before
 
 
+@pytest.mark.parametrize("content", ["{}", '{"result": {"rows": 90}}', "not json", '{"result": 3}'])
+def test_a_damaged_timing_file_costs_only_a_merge(
+    content: str, digits: dict[str, Path], tmp_path: Path
+) -> None:
+    first = sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
+    (tmp_path / "run" / "timing.json").write_text(content)
+    again = sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
+    assert {k: again[k] for k in ("rows", "nnz", "certified")} == {
+        k: first[k] for k in ("rows", "nnz", "certified")
+    }
+
+
+def test_a_finished_run_is_only_read(digits: dict[str, Path], tmp_path: Path) -> None:
+    """Neither a lock nor a folder is made, so it may lie on a read-only disk."""
+    sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+        sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
+        assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+def test_layered_rows_of_a_cyclic_teacher_never_use_themselves(
+    digits: dict[str, Path], tmp_path: Path
+) -> None:
+    """A block that feeds itself: no state may be copied from itself, or the model is well-posed in name only."""
+    from simtool.networks import NetworkSpec
+    from simtool.stages.extract import extract
+
+    sparsify(digits["states"], tmp_path / "free", SparsifyOptions(structure="free"), engine="serial")
+    extract(NetworkSpec(str(tmp_path / "free" / "model.h5")), "digits", samples=200, output=tmp_path / "s.h5")
+    for objective in ("l1", "lasso", "least-squares"):
+        run = tmp_path / objective
+        result = sparsify(tmp_path / "s.h5", run, SparsifyOptions(objective=objective), engine="serial")
+        assert result["certified"] == result["rows"]
+        assert not load_model(run).A.diagonal().any()
+
+
 def test_a_changed_spec_is_refused_and_named(digits: dict[str, Path], tmp_path: Path) -> None:
     sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
     with pytest.raises(SpecChanged, match=r"options\.beta = 4\.0, now it is 5\.0"):
@@ -247,6 +285,10 @@ def test_other_states_are_refused(digits: dict[str, Path], tmp_path: Path) -> No
     shutil.copy(digits["states"], other)
     with h5py.File(other, "r+") as file:
         file["Z"][0, 0] += 1.0
+    with pytest.raises(FormatError, match="changed after it was written"):
+        sparsify(other, tmp_path / "run", L1)
+    with h5py.File(other, "r+") as file:
+        del file["sha256"]  # an edit on purpose
     with pytest.raises(SpecChanged, match=r"states\.content_sha256"):
         sparsify(other, tmp_path / "run", L1)
 
@@ -265,6 +307,7 @@ def test_nan_in_states_is_named(digits: dict[str, Path], tmp_path: Path) -> None
     bad = tmp_path / "bad.h5"
     shutil.copy(digits["states"], bad)
     with h5py.File(bad, "r+") as file:
+        del file["sha256"]
         file["X"][2, 7] = np.nan
     with pytest.raises(InputError, match=r"nan in X\[2, 7\]"):
         sparsify(bad, tmp_path / "run", L1, engine="serial")

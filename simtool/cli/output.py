@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -35,7 +36,7 @@ def _configure_log(quiet: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("simtool: %(levelname)s: %(message)s"))
     logger.addHandler(handler)
-    logger.setLevel(logging.ERROR if quiet else logging.INFO)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.propagate = False
 
 
@@ -62,7 +63,7 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object on stdout; logs stay on stderr."
     )
-    @click.option("--quiet", is_flag=True, help="No progress and no log lines, errors only.")
+    @click.option("--quiet", is_flag=True, help="No progress, only warnings and errors.")
     @functools.wraps(function)
     def wrapper(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
         _configure_log(quiet)
@@ -75,6 +76,12 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt as error:
             code = 143 if isinstance(error, _Terminated) else 130
             fail("interrupted. Run the same command again; a run goes on where it stopped.", code, as_json)
+        except BrokenPipeError:
+            # The reader of our output has gone (as in `simtool ... | head`): end quietly, as other commands do.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(1) from None
+        except OSError as error:
+            fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.", 1, False)
         except MemoryError as error:
             fail(
                 f"out of memory ({error}). Use fewer --samples or --workers, or a machine with more memory.",

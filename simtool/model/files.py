@@ -34,7 +34,8 @@ def _write_matrix(file: h5py.File, name: str, matrix: sparse.csr_array) -> None:
 
 def save_model(model: ImplicitModel, path: Path, overwrite: bool = False) -> Path:
     """Write ``model`` to ``path``. Raises OutputError if it exists (without ``overwrite``) or cannot be written."""
-    hdf5.writable_target(path, overwrite)
+    if not overwrite:
+        hdf5.writable_target(path, overwrite)
     header = {
         "blocks": blocks_module.to_json(model.blocks),
         "output_parents": list(model.output_parents),
@@ -136,6 +137,7 @@ def load_model(path: str | Path) -> ImplicitModel:
     """
     source = model_path(path)
     with hdf5.open_checked(source, "model") as file:
+        hdf5.verify_content(source, file)
         header = hdf5.read_header(file, source)
         try:
             matrices = {name: _read_matrix(file, name, source) for name in _MATRICES}

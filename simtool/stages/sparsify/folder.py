@@ -73,7 +73,14 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder; the lock vanishes with the process, however it ends."""
-        with (self.path / ".lock").open("w") as handle:
+        try:
+            handle = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} is not writable ({error.strerror}), and its run is not finished. Make it writable, or "
+                "choose another -o."
+            ) from error
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

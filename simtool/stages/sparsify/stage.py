@@ -31,6 +31,20 @@ from simtool.states import States, open_states
 _log = logging.getLogger("simtool")
 _WORK = "simtool.stages.sparsify.work"
 _COPY_BYTES = 64 * 2**20
+RESULT_KEYS = {
+    *(
+        "rows",
+        "certified",
+        "max_relative_gap",
+        "nnz",
+        "baseline_nnz",
+        "sparsity",
+        "norm_a_inf",
+        "norm_a_inf_raw",
+    ),
+    *("well_posed", "well_posed_by", "seconds", "solve_seconds", "peak_memory_bytes"),
+    *("engine", "workers", "run", "model"),
+}
 
 
 def sparsify(
@@ -64,14 +78,18 @@ def sparsify(
     folder = RunFolder(Path(output))
     try:
         with open_states(Path(states)) as source:
+            source.verify_content()
             spec = _spec(source, options or SparsifyOptions())
+            # A finished run is only read: its folder need not be writable, nor free.
+            if folder.spec.exists():
+                folder.claim(spec)
+                finished = _finished(folder, plan_of(folder))
+                if finished is not None:
+                    return finished
             folder.prepare()
             with folder.locked(), _logged_to(folder):
                 folder.claim(spec)
                 plan = plan_of(folder)
-                finished = _finished(folder, plan)
-                if finished is not None:
-                    return finished
                 _warn_if_interpolating(plan)
                 times = _solve(folder, plan, source, chosen, progress)
                 model = merge(folder, plan, source, spec)
@@ -103,7 +121,8 @@ def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
 def _finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
     """The stored result if every shard and the model are there and valid."""
     timing = folder.read_timing()
-    if timing is None or not folder.model.exists() or "result" not in timing:
+    result = None if timing is None else timing.get("result")
+    if not isinstance(result, dict) or set(result) != RESULT_KEYS or not folder.model.exists():
         return None
     if not all(is_valid(folder.shard(index)) for index in range(len(plan.shards))):
         return None
@@ -113,9 +132,7 @@ def _finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
         _log.warning("the model of this finished run is damaged (%s); it is written again", error)
         return None
     _log.info("%s is finished already; its result is returned", folder.path)
-    result: dict[str, Any] = dict(timing["result"])
-    result["run"], result["model"] = str(folder.path), str(folder.model)
-    return result
+    return {**result, "run": str(folder.path), "model": str(folder.model)}
 
 
 def _warn_if_interpolating(plan: Plan) -> None:

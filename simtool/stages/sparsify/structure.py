@@ -75,10 +75,18 @@ def row_groups(
     def features(parents: Sequence[str]) -> np.ndarray:
         return np.unique(np.concatenate([np.arange(0), *(places[name] for name in parents)]))
 
-    groups = [
-        RowGroup(b.name, (b.offset, b.offset + b.size), features(b.parents), False, False, b.name)
-        for b in blocks
-    ]
+    groups = []
+    for b in blocks:
+        allowed = features(b.parents)
+        if b.name not in b.parents:
+            groups.append(RowGroup(b.name, (b.offset, b.offset + b.size), allowed, False, False, b.name))
+            continue
+        # The block of a cyclic teacher feeds itself, but no state may be copied from itself: each row has a design
+        # of its own, without it.
+        groups += [
+            RowGroup(f"{b.name}[{i - b.offset}]", (i, i + 1), allowed[allowed != i], False, False, FULL)
+            for i in range(b.offset, b.offset + b.size)
+        ]
     return (*groups, RowGroup("outputs", (n, n + q), features(output_parents), True, False, "outputs"))
 
 
