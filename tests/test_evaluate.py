@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -306,7 +309,7 @@ def test_refused_options(student: ImplicitModel, tmp_path: Path) -> None:
         evaluate(student, data, attack="fgsm", gradient="baseline", output=report)
     with pytest.raises(OptionError, match="fraction must be in"):
         evaluate(student, data, attack="fgsm", fraction=1.5, output=report)
-    with pytest.raises(OptionError, match="epsilon must be a number >= 0, got 'x'"):
+    with pytest.raises(OptionError, match="epsilon must be a finite number > 0, got 'x'"):
         evaluate(student, data, attack="fgsm", epsilons=["x"], output=report)
     with pytest.raises(OptionError, match="attack must be one of"):
         evaluate(student, data, attack="pgd", output=report)
@@ -335,7 +338,7 @@ def test_a_baseline_with_other_blocks_gives_no_state_error(
     assert result["state_error"] is None
     assert result["output_error"] < 1e-6
     assert "state errors cannot be measured" in log.text
-    assert "other fingerprint" in log.text
+    assert "another fingerprint" in result["notes"][0]  # the outputs agree
 
 
 def test_inputs_on_another_scale_are_noticed(
@@ -375,6 +378,218 @@ def test_predict(student: ImplicitModel, tmp_path: Path) -> None:
     regression = predict(student, write_data(tmp_path, student, kind="targets"), output=tmp_path / "z.npz")
     assert regression["task"] == "regression"
     assert "classes" not in np.load(tmp_path / "z.npz")
+
+
+@pytest.mark.parametrize("seed", [-1, -7])
+def test_a_negative_seed_is_refused(student: ImplicitModel, tmp_path: Path, seed: int) -> None:
+    data = write_data(tmp_path, student)
+    with pytest.raises(OptionError, match=f"--seed must not be negative, got {seed}"):
+        evaluate(student, data, attack="fgsm", seed=seed, output=tmp_path / "r")
+    with pytest.raises(OptionError, match="--seed"):
+        make_attack("fgsm", ["0.1"], None, "model", seed)
+
+
+@pytest.mark.parametrize("epsilon", ["-0.1", "0", "-0", "nan", "inf", "", None, 0.0, float("nan")])
+def test_sizes_of_an_attack_are_positive(epsilon: object) -> None:
+    with pytest.raises(OptionError, match="finite number > 0, got"):
+        make_attack("fgsm", [epsilon], None, "model", 0)  # type: ignore[list-item]
+
+
+def test_sizes_of_an_attack_differ() -> None:
+    with pytest.raises(OptionError, match=r"0\.004 and 4e-3 are equal"):
+        make_attack("fgsm", ["0.004", "4e-3"], None, "model", 0)
+    with pytest.raises(OptionError, match="are equal"):
+        make_attack("fgsm", ["0.1", "0.1"], None, "model", 0)
+    close = make_attack("fgsm", [0.12345671, 0.12345672, 0.3], None, "model", 0).epsilons
+    assert close == (("0.12345671", 0.12345671), ("0.12345672", 0.12345672), ("0.3", 0.3))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "method", "why"),
+    [
+        (np.full((20, 6), 0.5), "inversion", "[0.5, 0.5]"),  # the direction is 0
+        (np.full((20, 6), 1e30), "fgsm", "[1e+30, 1e+30]"),  # epsilon is lost in rounding
+    ],
+)
+def test_an_attack_that_changes_nothing_is_no_result(
+    student: ImplicitModel,
+    tmp_path: Path,
+    log: pytest.LogCaptureFixture,
+    inputs: np.ndarray,
+    method: str,
+    why: str,
+) -> None:
+    np.savez(tmp_path / "d.npz", inputs=inputs, labels=np.arange(20) % 3)
+    result = evaluate(
+        student, str(tmp_path / "d.npz"), attack=method, epsilons=["0.004", "0.1"], output=tmp_path / "r"
+    )
+    (warning,) = result["warnings"]
+    assert "changed no input value at epsilon 0.004, 0.1" in warning
+    assert why in warning
+    assert warning in log.text
+    assert "changed no input value" in (tmp_path / "r" / "report.html").read_text()
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["warnings"] == [warning]
+
+
+def test_an_attack_too_small_for_the_float32_of_the_baseline(
+    teacher: tuple[ImplicitModel, str], student: ImplicitModel, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "d.npz", inputs=np.full((20, 6), 1e6), labels=np.arange(20) % 3)
+    result = evaluate(
+        student,
+        str(tmp_path / "d.npz"),
+        baseline=teacher[1],
+        attack="inversion",
+        epsilons=["0.004", "10"],
+        output=tmp_path / "r",
+    )
+    (warning,) = [text for text in result["warnings"] if "float32" in text]
+    assert "at epsilon 0.004: its" in warning
+
+
+def test_an_attack_that_works_has_no_warning(student: ImplicitModel, tmp_path: Path) -> None:
+    data = write_data(tmp_path, student)
+    result = evaluate(student, data, attack="fgsm", epsilons=[0.1], output=tmp_path / "r")
+    assert result["warnings"] == []
+    assert result["notes"] == []
+
+
+def test_another_baseline_is_named_as_such(
+    teacher: tuple[ImplicitModel, str], student: ImplicitModel, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    from simtool.cli.evaluate import describe
+
+    other = replace(teacher[0], baseline_nnz=777, baseline_bytes=3200)
+    network = str(other.save(tmp_path / "other.h5"))
+    result = evaluate(student, write_data(tmp_path, student), baseline=network, output=tmp_path / "r")
+    assert (result["baseline_nnz"], result["baseline_bytes"]) == (1000, 4000)
+    assert result["sparsity"] == 1 - student.nnz / 1000
+    assert (result["baseline"]["nnz"], result["baseline"]["bytes"]) == (777, 3200)
+    assert result["denominator"].startswith("1000 non-zero")
+    assert "the network the model was made from" in result["denominator"]
+    (warning,) = result["warnings"]
+    assert "777 non-zero parameters of 800, that network had 1000 of 1000" in warning
+    assert warning in log.text
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert '<div class="note"' in page
+    assert '<td class="n">777</td>' in page
+    assert "the network the model was made from, biases counted" in page
+    shown = describe(result)
+    assert "warning: the baseline" in shown
+    assert shown.split("non-zero parameters")[1].split()[1] == "777"
+
+
+def test_a_fingerprint_alone_is_a_note_where_the_states_agree(
+    teacher: tuple[ImplicitModel, str], student: ImplicitModel, tmp_path: Path
+) -> None:
+    from simtool.cli.evaluate import describe
+
+    data = write_data(tmp_path, student)
+    same = evaluate(teacher[0], data, baseline=teacher[1], output=tmp_path / "same")
+    assert same["state_error"] < 1e-3
+    assert same["warnings"] == []
+    (note,) = same["notes"]
+    assert "another fingerprint" in note
+    page = (tmp_path / "same" / "report.html").read_text()
+    assert '<div class="note"' not in page
+    assert "Note: The baseline" in page
+    assert "note: the baseline" in describe(same)
+    sparse_one = evaluate(student, data, baseline=teacher[1], output=tmp_path / "sparse")
+    assert sparse_one["state_error"] > 1e-3
+    assert "may not be the network" in sparse_one["warnings"][0]
+    assert sparse_one["denominator"].endswith("of the baseline, biases counted")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("output_map", [None, "softmax"])
+def test_one_hot_labels_are_refused(
+    student: ImplicitModel, tmp_path: Path, kind: type, output_map: str | None
+) -> None:
+    model = replace(student, output_map=output_map)
+    inputs = np.random.default_rng(0).random((20, 6))
+    labels = np.eye(3, dtype=kind)[np.arange(20) % 3]
+    np.savez(tmp_path / "d.npz", inputs=inputs, labels=labels)
+    with pytest.raises(InputError, match=r"one-hot rows, shape \(.*argmax"):
+        evaluate(model, str(tmp_path / "d.npz"), output=tmp_path / "r")
+    assert predict(model, str(tmp_path / "d.npz"), output=tmp_path / "y.npz")["task"] == CLASSIFICATION
+    assert not (tmp_path / "r").exists()
+    labels[0] = 0.5, 0.5, 0.0
+    np.savez(tmp_path / "d.npz", inputs=inputs, labels=labels)
+    # one sample that looks one-hot does not make a regression a classification
+    result = evaluate(model, str(tmp_path / "d.npz"), output=tmp_path / "r", samples=1, seed=1)
+    assert result["task"] == REGRESSION
+    column = (np.arange(20) % 2).astype(float)[:, None]
+    assert decide_task(column, 1, None) == REGRESSION
+
+
+def test_predict_replaces_only_what_it_wrote(student: ImplicitModel, tmp_path: Path) -> None:
+    data, path = write_data(tmp_path, student), student.save(tmp_path / "model.h5")
+    mine = tmp_path / "y.npz"
+    predict(path, data, output=mine)
+    predict(path, data, output=mine, overwrite=True, samples=5)
+    assert len(np.load(mine)["outputs"]) == 5
+    for name in ("y.h5", "y", "model.h5", "y.NPZ.txt"):
+        with pytest.raises(OptionError, match=r"must end in \.npz, got"):
+            predict(path, data, output=tmp_path / name, overwrite=True)
+    foreign, text, link = tmp_path / "foreign.npz", tmp_path / "text.npz", tmp_path / "link.npz"
+    np.savez(foreign, weights=np.ones(3), outputs=np.ones(3))
+    text.write_text("precious")
+    link.symlink_to(mine)
+    fifo = tmp_path / "fifo.npz"
+    os.mkfifo(fifo)
+    for target in (foreign, text, link, fifo, Path(data)):
+        before = target.read_bytes() if target != fifo else b""
+        with pytest.raises(OutputError, match="Choose another"):
+            predict(path, data, output=target, overwrite=True)
+        assert target == fifo or target.read_bytes() == before
+    # even an output of predict is not replaced while it is read as data
+    np.savez(mine, outputs=np.load(data)["inputs"], indices=np.arange(300))
+    before = mine.read_bytes()
+    for spec in (f"{mine}:outputs", f"{mine}:outputs,indices"):
+        with pytest.raises(OutputError, match="is read by this command"):
+            predict(path, spec, output=mine, overwrite=True)
+    assert mine.read_bytes() == before
+
+
+def test_terminal_lines_fit(
+    teacher: tuple[ImplicitModel, str], student: ImplicitModel, tmp_path: Path
+) -> None:
+    from simtool.cli.evaluate import describe
+
+    data = write_data(tmp_path, student)
+    for baseline, other in ((None, None), (teacher[1], 12_345_678)):
+        model = replace(student, baseline_nnz=other or 1000)
+        result = evaluate(
+            model, data, baseline=baseline, attack="fgsm", output=tmp_path / "r", overwrite=baseline is not None
+        )
+        result["report"], lines = "r", describe(result | {"report": "r"}).splitlines()
+        assert max(len(line) for line in lines if teacher[1] not in line) <= 80
+        assert ("baseline" in lines[0].split()) == (baseline is not None)
+        assert all(line.isascii() for line in lines)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_paths_of_any_alphabet_under_any_locale(student: ImplicitModel, tmp_path: Path, locale: str) -> None:
+    folder = tmp_path / "données"
+    folder.mkdir()
+    model, data = student.save(folder / "modèle.h5"), write_data(folder, student)
+    environment = os.environ | {
+        "LC_ALL": locale,
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    for extra in ([], ["--json"]):
+        report = folder / f"report{len(extra)}"
+        done = subprocess.run(
+            [sys.executable, "-m", "simtool", "evaluate", model, "--data", data, "-o", report, *extra],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        assert "données" in (report / "report.html").read_text(encoding="utf-8")
+        assert json.loads((report / "report.json").read_text(encoding="utf-8"))["data"]["source"] == data
 
 
 def test_commands(teacher: tuple[ImplicitModel, str], student: ImplicitModel, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from simtool.errors import OutputError
 from simtool.model import CertificateTable, ImplicitModel
 from simtool.report import check_folder, evaluate, figures, write_report
 from simtool.report.pattern import Band, bands, count_blocks, layout, raster, whole
-from simtool.report.text import percent, size, sparsity
+from simtool.report.text import percent, points, readable, size, sparsity
 
 
 @pytest.fixture
@@ -214,6 +214,13 @@ def test_a_failed_write_leaves_the_old_report(
 def test_numbers_read_well() -> None:
     assert percent(0.8770) == "87.70 %"
     assert percent(None) == "–"
+    assert percent(-1e-9) == "0.00 %"
+    assert [points(drop) for drop in (0.0, 1e-9, -1e-9, 0.0028, -0.01)] == [
+        "0.00", "0.00", "0.00", "-0.28", "+1.00",
+    ]  # fmt: skip
+    assert readable("/tmp/donn\udcc3\udca9es") == "/tmp/données"
+    assert readable("\udcff") == "\ufffd"
+    assert readable("\ud800 é") == "? é"
     assert [size(n) for n in (0, 999, 39_400, 212_072, 5_000_000)] == [
         "0 B",
         "999 B",
@@ -224,3 +231,52 @@ def test_numbers_read_well() -> None:
     assert (
         sparsity({"sparsity": -0.125, "nnz": 59645, "baseline_nnz": 53018}) == "-12.50 % (59 645 of 53 018)"
     )
+
+
+def test_without_a_baseline_it_has_no_column(data: str, tmp_path: Path) -> None:
+    evaluate(layered_model(), data, attack="fgsm", output=tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert '<th class="n">baseline</th>' not in text
+    assert "<h2>Model</h2>" in text
+    assert "1000 non-zero explicit parameters" in text  # the denominator line
+    network = replace(layered_model(certified=False), structure="exact").save(tmp_path / "network.h5")
+    evaluate(layered_model(), data, baseline=str(network), attack="fgsm", output=tmp_path / "both")
+    text = (tmp_path / "both" / "report.html").read_text()
+    assert text.count('<th class="n">baseline</th>') == 2
+    assert "0.00 points" in text
+    assert "-0.00" not in text
+
+
+def test_an_exact_form_needs_no_certificates(data: str, tmp_path: Path) -> None:
+    evaluate(replace(layered_model(certified=False), structure="exact"), data, output=tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "none needed" in text
+    assert "carries no certificates" not in text
+
+
+def test_a_regression_under_attack_has_numbers_and_a_figure(tmp_path: Path) -> None:
+    model = layered_model()
+    rng = np.random.default_rng(0)
+    path, plain = str(tmp_path / "data.npz"), str(tmp_path / "plain.npz")
+    np.savez(path, inputs=rng.random((40, 6)), labels=rng.normal(size=(40, 3)))
+    result = evaluate(model, path, attack="fgsm", epsilons=["0.1"], output=tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert f'<td>0.1</td><td class="n">{result["robust_mse"]["0.1"]:.4g}</td>' in text
+    assert f'<td>0</td><td class="n">{result["mse"]:.4g}</td>' in text
+    assert (tmp_path / "report" / "attack.png").exists()
+    np.savez(plain, inputs=rng.random((40, 6)))
+    single = free_model(q=1, p=7)
+    evaluate(single, plain, attack="inversion", output=tmp_path / "plain")
+    text = (tmp_path / "plain" / "report.html").read_text()
+    assert "no targets" in text
+    assert not (tmp_path / "plain" / "attack.png").exists()
+
+
+def test_equal_curves_both_stay_visible() -> None:
+    values = {"0": 0.9, "0.1": 0.8}
+    (axes,) = figures.draw_attack({"model": values, "baseline": values}, "accuracy", "fgsm").axes
+    model, baseline = axes.get_lines()
+    assert model.get_linestyle() == "-"
+    assert baseline.get_linestyle() != "-"
+    assert model.get_linewidth() > baseline.get_linewidth()
+    assert model.get_color() != baseline.get_color()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from simtool.cli.options import data_options, network_options
 from simtool.cli.output import common_options, emit, progress_for
 
+_COLUMNS = 80
 DEFAULT_EPSILON = "0.004,0.008"
 
 
@@ -86,7 +88,11 @@ def command(
         split=split,
         baseline=spec,
         attack=attack,
-        epsilons=[part.strip() for part in (epsilon or DEFAULT_EPSILON).split(",") if part.strip()],
+        epsilons=[
+            part.strip()
+            for part in (DEFAULT_EPSILON if epsilon is None else epsilon).split(",")
+            if part.strip()
+        ],
         fraction=fraction,
         gradient=gradient or "model",
         samples=samples,
@@ -101,13 +107,20 @@ def describe(result: dict[str, Any]) -> str:
     """A short aligned table, then the facts that have no baseline column."""
     from simtool.report import text
 
-    rows = [("", "model", "baseline"), *text.summary_rows(result)]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
+    head, body = text.summary(result)
+    rows = [head, *body]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = []
+    for first, *others in rows:
+        cells = [f"{first:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
     facts = [("sparsity", f"{text.sparsity(result)}")]
     if result["sparsity"] is not None:
-        facts[0] = ("sparsity", f"{text.percent(result['sparsity'])}, of {result['denominator']}")
-    if result["certified"] is not None:
+        facts[0] = ("sparsity", f"{text.percent(result['sparsity'])} of {result['denominator']}")
+    if result["certified"] is None:
+        if result["structure"] == "exact":
+            facts.append(("certified rows", "none needed: the exact form of a network"))
+    else:
         facts.append(("certified rows", f"{result['certified']} of {result['rows']}"))
     by = result["well_posed_by"]
     facts.append(("well-posed", f"yes, {by}" if by else "not proven"))
@@ -118,6 +131,19 @@ def describe(result: dict[str, Any]) -> str:
         facts.append(
             ("iterations", f"mean {result['iterations_mean']:.1f}, largest {result['iterations_max']}")
         )
-    facts.append(("report", str(Path(result["report"]) / "report.html")))
-    width = max(len(name) for name, _ in facts)
-    return "\n".join([*lines, "", *(f"{name:<{width}}  {value}" for name, value in facts)])
+    width = max(len(name) for name, _ in facts) + 2
+    lines.append("")
+    for name, value in facts:
+        lines += _wrapped(f"{name:<{width}}{value}", width)
+    lines.append(f"{'report':<{width}}{Path(result['report']) / 'report.html'}")  # a path stays in one piece
+    for kind in ("warning", "note"):
+        for remark in result[f"{kind}s"]:
+            lines += ["", *_wrapped(f"{kind}: {remark}", 2)]
+    return "\n".join(lines).replace(text.MISSING, "-")  # not every terminal can show the dash
+
+
+def _wrapped(line: str, indent: int) -> list[str]:
+    return textwrap.wrap(
+        line, _COLUMNS, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False,
+        replace_whitespace=False, drop_whitespace=True,
+    )  # fmt: skip

@@ -168,20 +168,35 @@ def draw_certificates(table: CertificateTable, tolerance: float | None) -> Any:
 
 
 def draw_attack(
-    clean: Mapping[str, float | None], robust: Mapping[str, Mapping[str, float | None]], label: str
+    series: Mapping[str, Mapping[str, float | None]], what: str, label: str, share: bool = True
 ) -> Any:
-    """Accuracy against the size of the perturbation; ``clean`` and ``robust`` by series (model, baseline)."""
+    """``what`` against the size of the perturbation, by series (model, baseline) and epsilon; a ``share`` is in [0, 1].
+
+    The baseline is dashed and drawn last, so that equal curves both stay visible.
+    """
     figure = _figure(7.6, 3.2)
     axes = figure.add_subplot()
-    colours = {"model": BLUE, "baseline": FAINT}
-    for name, values in robust.items():
-        points = [(0.0, clean.get(name)), *((float(key), value) for key, value in values.items())]
+    styles: dict[str, dict[str, Any]] = {
+        "model": {"color": BLUE, "linewidth": 2.6, "marker": "o", "markersize": 8},
+        "baseline": {
+            "color": ORANGE,
+            "linewidth": 1.6,
+            "linestyle": (0, (4, 3)),
+            "marker": "o",
+            "markersize": 4,
+        },
+    }
+    for name, style in styles.items():
+        points = ((float(key), value) for key, value in series.get(name, {}).items())
         known = sorted((size, value) for size, value in points if value is not None)
         if known:
-            axes.plot(*zip(*known, strict=True), marker="o", color=colours.get(name, INK), label=name)
+            axes.plot(*zip(*known, strict=True), label=name, **style)
     axes.set_xlabel(f"epsilon ({label})", color=INK, fontsize=9)
-    axes.set_ylabel("accuracy", color=INK, fontsize=9)
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylabel(what, color=INK, fontsize=9)
+    if share:
+        axes.set_ylim(-0.02, 1.04)
+    else:
+        axes.set_ylim(bottom=0.0)
     axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)

@@ -13,7 +13,7 @@ import numpy as np
 from simtool.errors import OutputError
 from simtool.hdf5 import output_error
 from simtool.model import KINDS, CertificateTable, ImplicitModel
-from simtool.report import figures
+from simtool.report import figures, text
 from simtool.report.html import render
 from simtool.report.pattern import BlockCounts, count_blocks
 from simtool.strict_json import finite
@@ -60,7 +60,7 @@ def write_report(
     page = render(
         report, counts, {name: kinds["png"] for name, kinds in drawn.items()}, _how_made(model, report)
     )
-    content["report.html"] = page.encode()
+    content["report.html"] = text.readable(page).encode()
     full = report | {
         "nnz_by_block": _counts_json(counts),
         "certificates": _certificates_json(model.certificates),
@@ -69,7 +69,9 @@ def write_report(
         "made_with": finite(model.header_extra),
         "figures": sorted(name for name in content if name.endswith((".png", ".svg"))),
     }
-    content[_MARK] = (json.dumps(full, indent=1, allow_nan=False) + "\n").encode()
+    # the round trip decodes text that holds surrogates, and leaves a file of ASCII
+    decoded = json.loads(text.readable(json.dumps(full, ensure_ascii=False, allow_nan=False)))
+    content[_MARK] = (json.dumps(decoded, indent=1) + "\n").encode()
     _write(folder, content)
 
 
@@ -109,15 +111,14 @@ def _draw(model: ImplicitModel, report: dict[str, Any]) -> dict[str, dict[str, b
             figures.draw_certificates(model.certificates, _tolerance(model))
         )
     attack = report["attack"]
-    if attack is not None and report["accuracy"] is not None:
-        clean = {"model": report["accuracy"], "baseline": report["baseline_accuracy"]}
-        robust = {"baseline": report["baseline_robust_accuracy"], "model": report["robust_accuracy"]}
+    what, series = text.attack_values(report) if attack is not None else ("", {})
+    if attack is not None and any(value is not None for value in series["model"].values()):
         label = (
             attack["method"]
             if attack["gradient"] is None
             else f"{attack['method']}, {attack['gradient']}'s gradient"
         )
-        drawn["attack"] = figures.encode(figures.draw_attack(clean, robust, label))
+        drawn["attack"] = figures.encode(figures.draw_attack(series, what, label, share=what != text.ERROR))
     return drawn
 
 

@@ -12,9 +12,10 @@ from simtool.report.pattern import BlockCounts
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2733; --soft: #5b6675; --line: #dde2e8; --page: #f6f7f9; --card: #fff;
-  --accent: #2f6db5; --good: #2e7d4f; --bad: #b3392b; }
+  --accent: #2f6db5; --good: #2e7d4f; --bad: #b3392b; --alarm: #fdf3e3; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #a3adba; --line: #353c47; --page: #14181e;
-  --card: #1c222b; --accent: #7fb2ea; --good: #6fcf97; --bad: #f08a7c; } }
+  --card: #1c222b; --accent: #7fb2ea; --good: #6fcf97; --bad: #f08a7c;
+  --alarm: #33291a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -29,6 +30,9 @@ p { max-width: 44rem; margin: .4rem 0 .9rem; }
 .card span { color: var(--soft); font-size: .86rem; display: block; }
 .card .what { text-transform: uppercase; letter-spacing: .05em; font-size: .74rem; }
 .good { color: var(--good); } .bad { color: var(--bad); }
+.note { background: var(--alarm); border: 1px solid #d9822b; border-left-width: .35rem; border-radius: .4rem;
+  padding: .7rem 1rem; margin: 1rem 0; overflow-wrap: anywhere; }
+.note p { margin: 0 0 .4rem; max-width: none; } .note p:last-child { margin: 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; background: var(--card); border: 1px solid var(--line); font-size: .92rem; }
 th, td { padding: .38rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
@@ -62,24 +66,29 @@ def _card(what: str, value: str, note: str, tone: str = "") -> str:
 def _cards(report: dict[str, Any]) -> str:
     cards = []
     if report["task"] == "classification" and report["accuracy"] is None:
-        cards.append(
-            _card("same class as baseline", text.percent(report["agreement"]), "the data have no labels")
-        )
+        what = "accuracy" if report["agreement"] is None else "same class as baseline"
+        cards.append(_card(what, text.percent(report["agreement"]), "the data have no labels"))
     elif report["task"] == "classification":
         note = "no baseline given"
         if report["baseline_accuracy"] is not None:
-            points = -100 * report["accuracy_drop"]
-            note = f"baseline {text.percent(report['baseline_accuracy'])}, {points:+.2f} points"
+            points = text.points(report["accuracy_drop"])
+            note = f"baseline {text.percent(report['baseline_accuracy'])}, {points} points"
         cards.append(_card("accuracy", text.percent(report["accuracy"]), note))
     else:
-        note = "baseline " + text.number(report["baseline_mse"])
+        note = "no baseline given"
+        if report["mse"] is None:
+            note = "the data have no targets"
+        elif report["baseline_mse"] is not None:
+            note = f"baseline {text.number(report['baseline_mse'])}"
         cards.append(_card("mean squared error", text.number(report["mse"]), note))
     if report["sparsity"] is None:
         cards.append(_card("non-zeros", text.count(report["nnz"]), "no baseline size is known"))
     else:
         note = f"{text.count(report['nnz'])} of {report['denominator'].replace(str(report['baseline_nnz']), text.count(report['baseline_nnz']), 1)}"
         cards.append(_card("sparsity", text.percent(report["sparsity"]), note))
-    if report["certified"] is None:
+    if report["certified"] is None and report["structure"] == "exact":
+        cards.append(_card("certified rows", "none needed", "the exact form of a network: no row was fitted"))
+    elif report["certified"] is None:
         cards.append(_card("certified rows", text.MISSING, "this model carries no certificates"))
     else:
         every = report["certified"] == report["rows"]
@@ -149,6 +158,13 @@ def _pairs(rows: Sequence[tuple[str, str]]) -> str:
     return f'<div class="scroll"><table><tbody>{body}</tbody></table></div>'
 
 
+def _warnings(warnings: Sequence[str]) -> str:
+    if not warnings:
+        return ""
+    body = "".join(f"<p><b>Warning:</b> {escape(text.sentence(warning))}</p>" for warning in warnings)
+    return f'<div class="note" role="note">{body}</div>'
+
+
 def _attack_note(report: dict[str, Any]) -> str:
     attack = report["attack"]
     moved = f"{text.count(attack['inputs_perturbed'])} inputs ({text.percent(attack['fraction'], 0)}, seed {attack['seed']})"
@@ -173,10 +189,12 @@ def render(
     parts = [
         "<h1>Implicit model report</h1>",
         f'<p class="soft">{text.count(report["samples"])} samples of {escape(data["source"])}{escape(split)}</p>',
+        _warnings(report["warnings"]),
         _cards(report),
-        "<h2>Model and baseline</h2>",
-        _table(["", "model", "baseline"], text.summary_rows(report)),
+        "<h2>Model and baseline</h2>" if report["baseline"] else "<h2>Model</h2>",
+        _table(*text.summary(report, attack=False)),
     ]
+    parts += [f'<p class="soft">Note: {escape(text.sentence(note))}</p>' for note in report["notes"]]
     if report["sparsity"] is not None:
         parts.append(f'<p class="soft">Sparsity = 1 - non-zeros / {escape(report["denominator"])}.</p>')
     parts += [
@@ -197,16 +215,24 @@ def render(
         ]
     if report["attack"] is not None:
         parts += ["<h2>Under attack</h2>", f"<p>{escape(_attack_note(report))}</p>"]
+        what, head, rows = text.attack_table(report)
         if "attack" in images:
-            parts.append(_image(images["attack"], "Accuracy against the perturbation size", narrow=True))
+            columns = 3 if report["baseline"] and what != text.KEPT else 2
+            parts += [
+                f"<p>{escape(text.sentence(what))}; epsilon 0 is the clean data.</p>",
+                _table(head[:columns], [row[:columns] for row in rows]),
+                _image(images["attack"], f"{what} against the perturbation size", narrow=True),
+            ]
+        else:
+            parts.append("<p>The data have no targets, so there is no error to show.</p>")
     errors = {name: value for name, value in report["state_error_by_block"].items() if value is not None}
     if errors:
-        rows = [(name, text.number(value, 3)) for name, value in errors.items()]
+        blocks = [(name, text.number(value, 3)) for name, value in errors.items()]
         parts += [
             "<h2>State error by block</h2>",
             "<p>Relative Frobenius error against the baseline's states, free-running: errors of earlier layers are "
             "carried into later ones.</p>",
-            _table(["block", "error"], rows),
+            _table(["block", "error"], blocks),
         ]
     parts += [
         "<h2>Bounds and the fixed point</h2>",

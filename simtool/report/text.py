@@ -9,7 +9,9 @@ MISSING = "–"
 
 def percent(value: float | None, digits: int = 2) -> str:
     """.8712 as ``87.12 %``."""
-    return MISSING if value is None else f"{100 * value:.{digits}f} %"
+    if value is None:
+        return MISSING
+    return f"{round(100 * value, digits) + 0.0:.{digits}f} %"  # the sum turns -0.0 into 0.0
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -39,39 +41,86 @@ def sparsity(report: dict[str, Any]) -> str:
     return f"{percent(report['sparsity'])} ({count(report['nnz'])} of {count(report['baseline_nnz'])})"
 
 
-def summary_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, model, baseline) for the quantities that apply to this report."""
-    rows: list[tuple[str, str, str]] = []
+def points(drop: float) -> str:
+    """A drop of accuracy as the change in points, with its sign unless it rounds to 0."""
+    value = round(-100 * drop, 2)
+    return f"{value:+.2f}" if value else "0.00"
+
+
+def sentence(value: str) -> str:
+    """``value`` with a capital first letter."""
+    return value[:1].upper() + value[1:]
+
+
+def readable(value: str) -> str:
+    """``value`` without lone surrogates, as a path has where the locale cannot read its bytes: those are taken as UTF-8,
+    and what is none becomes a replacement character."""
+    try:
+        raw = value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raw = value.encode("utf-8", "replace")
+    return raw.decode("utf-8", "replace")
+
+
+def summary(report: dict[str, Any], attack: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of this report; the baseline has a column where one was given."""
+    given = report["baseline"]
+    rows: list[list[str]] = []
     if report["task"] == "classification":
-        rows.append(("accuracy", percent(report["accuracy"]), percent(report["baseline_accuracy"])))
-        rows.append(("F1 (macro)", number(report["f1"]), number(report["baseline_f1"])))
+        rows.append(["accuracy", percent(report["accuracy"]), percent(report["baseline_accuracy"])])
+        rows.append(["F1 (macro)", number(report["f1"]), number(report["baseline_f1"])])
         if report["agreement"] is not None:
-            rows.append(("same class as the baseline", percent(report["agreement"]), ""))
+            rows.append(["same class as the baseline", percent(report["agreement"]), ""])
     else:
-        rows.append(("mean squared error", number(report["mse"]), number(report["baseline_mse"])))
-    rows.append(("non-zero parameters", count(report["nnz"]), count(report["baseline_nnz"] or None)))
-    rows.append(
-        (
-            "bytes (model.h5; 4 a parameter)",
-            size(report["model_bytes"]),
-            size(report["baseline_bytes"] or None),
-        )
-    )
+        rows.append(["mean squared error", number(report["mse"]), number(report["baseline_mse"])])
+    counts = given or {"nnz": None, "bytes": None}
+    rows.append(["non-zero parameters", count(report["nnz"]), count(counts["nnz"])])
+    name = "bytes (model.h5; 4 a parameter)" if given else "bytes (model.h5)"
+    rows.append([name, size(report["model_bytes"]), size(counts["bytes"])])
     for key, title in (
         ("state_error", "state error (relative)"),
         ("output_error", "output error (relative)"),
     ):
         if report[key] is not None:
-            rows.append((title, number(report[key], 3), ""))
-    if report["attack"] is not None:
-        for key in report["attack"]["epsilons"]:
-            name = f"{report['attack']['method']}, epsilon {key}"
-            if report["task"] == "classification" and report["accuracy"] is None:
-                rows.append((f"{name}: class kept", percent(report["robust_agreement"][key]), ""))
-            elif report["task"] == "classification":
-                values = report["robust_accuracy"][key], report["baseline_robust_accuracy"][key]
-                rows.append((name, percent(values[0]), percent(values[1])))
-            else:
-                errors = report["robust_mse"][key], report["baseline_robust_mse"][key]
-                rows.append((name, number(errors[0]), number(errors[1])))
-    return rows
+            rows.append([title, number(report[key], 3), ""])
+    if attack and report["attack"] is not None:
+        what, _, attacked = attack_table(report)
+        suffix = ": class kept" if what == KEPT else ""
+        rows += [
+            [f"{report['attack']['method']}, epsilon {row[0]}{suffix}", *row[1:]] for row in attacked[1:]
+        ]
+    head = ["", "model", "baseline"]
+    return (head, rows) if given else (head[:2], [row[:2] for row in rows])
+
+
+ACCURACY, ERROR, KEPT = "accuracy", "mean squared error", "share of classes kept"
+
+
+def attack_values(report: dict[str, Any]) -> tuple[str, dict[str, dict[str, float | None]]]:
+    """(what was measured under attack, its values by series and epsilon; epsilon 0 is the clean data).
+
+    Series are ``model`` and, where one was given, ``baseline``.
+    """
+    epsilons = report["attack"]["epsilons"]
+    if report["task"] == "classification" and report["accuracy"] is None:
+        kept = report["robust_agreement"]
+        return KEPT, {"model": {"0": 1.0} | {key: kept[key] for key in epsilons}}
+    what, short = (ACCURACY, "accuracy") if report["task"] == "classification" else (ERROR, "mse")
+    series = {}
+    for name, prefix in (("model", ""), ("baseline", "baseline_")):
+        robust = report[f"{prefix}robust_{short}"]
+        if not prefix or report["baseline"] is not None:
+            series[name] = {"0": report[f"{prefix}{short}"]} | {key: robust[key] for key in epsilons}
+    return what, series
+
+
+def attack_table(report: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """(what was measured, head, rows) of the attack, the clean data first; cells as in :func:`summary`."""
+    what, series = attack_values(report)
+    show = number if what == ERROR else percent
+    names = ["model", "baseline"]
+    rows = [
+        [key, *(show(series[name][key]) if name in series else "" for name in names)]
+        for key in series["model"]
+    ]
+    return what, ["epsilon", *names], rows

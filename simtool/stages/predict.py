@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simtool.data import open_data
+from simtool.errors import OptionError, OutputError
 from simtool.hdf5 import output_error, writable_target
 from simtool.model import ImplicitModel, load_model
 from simtool.model.implicit import apply_output_map
@@ -17,6 +19,7 @@ from simtool.progress import NO_PROGRESS, Progress
 from simtool.stages.evaluate.metrics import CLASSIFICATION, classes_of, decide_task
 
 _BATCH_NUMBERS = 2**21
+_ARRAYS = {"outputs", "indices", "classes", "labels"}
 
 
 def predict(
@@ -33,17 +36,27 @@ def predict(
     """Write ``outputs`` (m, q) after the output map, ``indices`` (m,) of the samples, ``classes`` (m,) for a classifier
     and ``labels`` where the data have them. The file appears whole or not at all.
 
-    Raises InputError for a model or data that do not fit, OutputError for the file, ConvergenceError where the model
+    ``overwrite`` replaces an earlier output of predict, nothing else. Raises InputError for a model or data that do not
+    fit, OptionError for a name that does not end in .npz, OutputError for the file, ConvergenceError where the model
     has no fixed point.
     """
     started = time.perf_counter()
     path = Path(output)
+    if path.suffix != ".npz":
+        raise OptionError(
+            f"the output of predict must end in .npz, got {str(path)!r}. It holds the arrays outputs and indices, and "
+            "classes and labels where they apply; choose a name such as y.npz."
+        )
     writable_target(path, overwrite)
+    if path.exists() or path.is_symlink():
+        _check_replaceable(path, model, data)
     loaded = model if isinstance(model, ImplicitModel) else load_model(model)
     source = open_data(data, split)
     indices = source.select(samples, seed)
-    labels = np.asarray(source.labels())[indices] if source.has_labels else None
+    labels = np.asarray(source.labels()) if source.has_labels else None
     task = decide_task(labels, loaded.q, loaded.output_map)
+    if labels is not None:
+        labels = labels[indices]
     size = int(np.clip(_BATCH_NUMBERS // (loaded.n + loaded.p), 16, 1024))
 
     outputs = np.empty((len(indices), loaded.q))
@@ -75,6 +88,34 @@ def predict(
         "seconds": time.perf_counter() - started,
         "output": str(path),
     }
+
+
+def _check_replaceable(path: Path, model: str | Path | ImplicitModel, data: str) -> None:
+    """Raise OutputError unless ``path`` is an earlier output of predict, and neither the model nor the data."""
+    if path.is_symlink() or not path.is_file():
+        raise OutputError(f"{path} is not a regular file and is not replaced. Choose another output path.")
+    read = [Path(data), Path(data.rpartition(":")[0])]
+    if not isinstance(model, ImplicitModel):
+        read.append(Path(model))
+    for other in read:
+        try:
+            same = other.samefile(path)
+        except OSError:
+            continue
+        if same:
+            raise OutputError(
+                f"{path} is read by this command and is not replaced. Choose another output path."
+            )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        names = set()
+    if not {"outputs", "indices"} <= names <= _ARRAYS:
+        found = f"it holds {', '.join(sorted(names)[:8])}" if names else "it is no .npz file"
+        raise OutputError(
+            f"{path} was not written by predict ({found}), so --overwrite does not replace it. Choose another output path."
+        )
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

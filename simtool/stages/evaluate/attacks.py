@@ -50,18 +50,35 @@ def make_attack(
     share = DEFAULT_FRACTION[method] if fraction is None else float(fraction)
     if not 0.0 < share <= 1.0:
         raise OptionError(f"fraction must be in (0, 1], got {fraction!r}. Pass 0.5 for half of the inputs.")
+    if seed < 0:
+        raise OptionError(f"--seed must not be negative, got {seed}. Pass 0 or any larger integer.")
     sizes: dict[str, float] = {}
     for epsilon in epsilons:
         try:
             value = float(epsilon)
-        except ValueError:
+        except (TypeError, ValueError):
             value = float("nan")
-        if not (np.isfinite(value) and value >= 0.0):
-            raise OptionError(f"epsilon must be a number >= 0, got {epsilon!r}. Pass --epsilon 0.004,0.008.")
-        sizes[epsilon if isinstance(epsilon, str) else f"{value:g}"] = value
+        if not (np.isfinite(value) and value > 0.0):
+            raise OptionError(
+                f"epsilon must be a finite number > 0, got {epsilon!r}. Pass --epsilon 0.004,0.008; without an attack "
+                "the clean accuracy is measured anyway."
+            )
+        key = epsilon if isinstance(epsilon, str) else _shortest(value)
+        twin = next((name for name, other in sizes.items() if other == value), None)
+        if twin is not None:
+            raise OptionError(
+                f"every epsilon must be given once, but {twin} and {key} are equal. Leave one of them out."
+            )
+        sizes[key] = value
     if not sizes:
         raise OptionError("an attack needs at least one epsilon. Pass --epsilon 0.004,0.008.")
     return Attack(method, tuple(sizes.items()), share, gradient, seed)
+
+
+def _shortest(value: float) -> str:
+    """The shortest text that is ``value`` again."""
+    text = f"{value:g}"
+    return text if float(text) == value else repr(value)
 
 
 def inversion_direction(u: np.ndarray) -> np.ndarray:

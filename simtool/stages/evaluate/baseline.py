@@ -12,6 +12,8 @@ from simtool.model import ImplicitModel
 from simtool.networks import Network, NetworkSpec, load_network
 
 _log = logging.getLogger("simtool")
+# Below this relative error a model reproduces the network given so well that the network must be its own.
+_SAME_NETWORK = 1e-3
 
 
 class Baseline:
@@ -26,18 +28,59 @@ class Baseline:
                 f"the baseline {spec.network} takes {inputs} numbers and gives {self.network.output_size}; the model "
                 f"takes {model.p - int(model.has_bias)} and gives {model.q}. Pass the network that the model came from."
             )
+        self.name = spec.network
         known = model.fingerprints.get("network")
-        if known and known != self.network.sha256:
-            _log.warning(
-                "the baseline %s is not the network whose states made this model (other fingerprint)",
-                spec.network,
-            )
+        self.same_fingerprint = not known or known == self.network.sha256
+        self._recorded = model.baseline_nnz, model.baseline_bytes
         self._scaling = model.scaling if model.scaling is not None else np.ones(model.n)
         self._blocks = model.blocks
         sizes = {node.name: node.size for node in self.network.graph.nodes}
         self.comparable = bool(model.blocks) and all(sizes.get(b.name) == b.size for b in model.blocks)
         if not self.comparable and model.blocks:
             _log.warning("the baseline's blocks are not the model's: state errors cannot be measured")
+
+    @property
+    def nnz(self) -> int:
+        """Non-zero explicit parameters of this network."""
+        return self.network.graph.baseline_nnz
+
+    @property
+    def bytes(self) -> int:
+        """4 bytes for each of its explicit parameters."""
+        return 4 * self.network.graph.baseline_parameters
+
+    @property
+    def other_counts(self) -> bool:
+        """Whether this network has other counts than the one that the model was made from, where those are known."""
+        return self._recorded[0] > 0 and self._recorded != (self.nnz, self.bytes)
+
+    def identity(self, error: float | None) -> tuple[list[str], list[str]]:
+        """(warnings, notes) on whether this is the network that the model was made from.
+
+        ``error`` is the relative error of the model against this network: of the states, or of the outputs where
+        states cannot be compared.
+        """
+        if self.other_counts:
+            nnz, size = self._recorded
+            return [
+                f"the baseline {self.name} is not the network the model was made from: it has {self.nnz} non-zero "
+                f"parameters of {self.bytes // 4}, that network had {nnz} of {size // 4}. The baseline column is about "
+                "the network given; sparsity is counted against the network the model was made from. Pass that network "
+                "as --baseline to compare with it."
+            ], []
+        if self.same_fingerprint:
+            return [], []
+        if error is not None and error < _SAME_NETWORK:
+            return [], [
+                f"the baseline {self.name} has another fingerprint than the network the model was made from, as the same "
+                f"weights in another format do; model and baseline agree (relative error {error:.1e})."
+            ]
+        shown = "could not be measured" if error is None else f"is {error:.1e}"
+        return [
+            f"the baseline {self.name} may not be the network the model was made from: it has as many parameters, but "
+            f"another fingerprint, and the relative error of the model against it {shown}. The same weights in another "
+            "format have another fingerprint, too; pass the file given to extract to be sure."
+        ], []
 
     def run(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """y (q, k) before the output map, and x (n, k) in the model's units, for inputs ``u`` without a bias row."""

@@ -46,6 +46,8 @@ class Measurement:
         self.robust = {key: Score(task, model.q) for key in sizes}
         self.baseline_robust = {key: Score(task, model.q) for key in sizes}
         self.unchanged = dict.fromkeys(sizes, 0)
+        # values of the inputs that an attack changed, as the model reads them and as the baseline does (float32)
+        self.moved, self.moved_single = dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0)
         self.output_error, self.state_error = Relative(), Relative()
         self.block_errors = {block.name: Relative() for block in model.blocks}
         self.input_range = (np.inf, -np.inf)
@@ -65,6 +67,27 @@ class Measurement:
             self._batch(u, labels)
             self.samples += u.shape[1]
             progress.advance(u.shape[1])
+
+    def idle_attacks(self) -> list[str]:
+        """Warnings about sizes of the attack that changed nothing at all."""
+        if self.attack is None:
+            return []
+        idle = [key for key, count in self.moved.items() if not count]
+        single = [key for key, count in self.moved_single.items() if not count and key not in idle]
+        found = []
+        if idle:
+            found.append(
+                f"the attack {self.attack.method} changed no input value at epsilon {', '.join(idle)}, so its numbers are "
+                f"those of the clean data. The inputs lie in [{self.input_range[0]:g}, {self.input_range[1]:g}]: either the "
+                "direction is 0 for each of them, or epsilon is too small beside them. Check the data, or pass larger "
+                "--epsilon."
+            )
+        if single and self.baseline is not None:
+            found.append(
+                f"the attack {self.attack.method} changed no input value of the baseline, which computes in float32, at "
+                f"epsilon {', '.join(single)}: its numbers there are those of the clean data. Pass larger --epsilon."
+            )
+        return found
 
     def _batch(self, u: np.ndarray, labels: np.ndarray | None) -> None:
         forward = self.model.forward(u)
@@ -98,6 +121,8 @@ class Measurement:
             direction = np.sign(input_gradient(self.model, u, forward, gradient))
         for key, epsilon in self.attack.epsilons:
             moved = perturb(u, direction, self.mask, epsilon, self.clip)
+            self.moved[key] += int((moved != u).sum())
+            self.moved_single[key] += int((moved.astype(np.float32) != u.astype(np.float32)).sum())
             y = self.model.forward(moved).Y
             self.robust[key].add(y, labels)
             if self.task == CLASSIFICATION:

@@ -14,15 +14,25 @@ REGRESSION = "regression"
 def decide_task(labels: np.ndarray | None, q: int, output_map: str | None) -> str:
     """Integer labels are classes (for one output only if they are 0 and 1); floating ones are targets.
 
-    Without labels, several outputs or an output map mean classes.
+    One-hot rows mean classes, too (:func:`checked_labels` refuses that form). Ask with the labels of all samples, so
+    that the task does not depend on which of them are chosen. Without labels, several outputs or an output map mean classes.
     """
     if labels is None:
         return CLASSIFICATION if q > 1 or output_map is not None else REGRESSION
+    if is_one_hot(labels, q):
+        return CLASSIFICATION
     if labels.dtype.kind == "f":
         return REGRESSION
     if q > 1 or output_map is not None:
         return CLASSIFICATION
     return CLASSIFICATION if np.isin(labels, (0, 1)).all() else REGRESSION
+
+
+def is_one_hot(labels: np.ndarray, q: int) -> bool:
+    """Whether ``labels`` (m, q), q > 1, hold a single 1 in each row and 0 elsewhere."""
+    if q < 2 or labels.ndim != 2 or labels.shape[1] != q or not len(labels):
+        return False
+    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all())
 
 
 def checked_labels(labels: np.ndarray | None, task: str, q: int) -> np.ndarray | None:
@@ -33,6 +43,11 @@ def checked_labels(labels: np.ndarray | None, task: str, q: int) -> np.ndarray |
     if task == CLASSIFICATION:
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
+        if is_one_hot(array, q):
+            raise InputError(
+                f"the labels are one-hot rows, shape {array.shape}; class labels must be one integer a sample. "
+                "Store the class numbers instead, labels.argmax(axis=1)."
+            )
         if array.ndim != 1:
             raise InputError(
                 f"class labels must be one integer a sample, got shape {array.shape}. "

@@ -52,18 +52,21 @@ def measure_model(
     fraction : share of the inputs that is perturbed, one seeded choice for the run (fgsm .5, inversion 1)
     gradient : whose gradient fgsm follows, the ``model``'s own through the fixed point, or the ``baseline``'s
 
-    Returns the numbers of the report (the JSON keys of evaluate, and ``attack_mask``) and the model. Raises InputError for files, networks or data that do not fit,
-    OptionError for options, ConvergenceError where the model has no fixed point.
+    Returns the numbers of the report (the JSON keys of evaluate, and ``attack_mask``) and the model. ``warnings`` lists
+    what makes numbers mean something else than their names say, ``notes`` what is worth knowing. Raises InputError for
+    files, networks or data that do not fit, OptionError for options, ConvergenceError where the model has no fixed point.
     """
     started = time.perf_counter()
+    if seed < 0:
+        raise OptionError(f"--seed must not be negative, got {seed}. Pass 0 or any larger integer.")
     chosen = make_attack(attack, epsilons, fraction, gradient, seed) if attack is not None else None
     loaded = model if isinstance(model, ImplicitModel) else load_model(model)
     source = open_data(data, split)
     indices = source.select(samples, seed)
-    labels = source.labels() if source.has_labels else None
-    if labels is not None:
-        labels = np.asarray(labels)[indices]
+    labels = np.asarray(source.labels()) if source.has_labels else None
     task = decide_task(labels, loaded.q, loaded.output_map)
+    if labels is not None:
+        labels = labels[indices]
     targets = checked_labels(labels, task, loaded.q)
     spec = NetworkSpec(baseline) if isinstance(baseline, str) else baseline
     reference = Baseline(spec, loaded) if spec is not None else None
@@ -82,11 +85,30 @@ def measure_model(
     result = _result(measurement, model, loaded)
     result["attack"] = None if chosen is None else _describe(chosen, measurement.mask, clip)
     result["data"] = {"source": data, "split": source.split, "name": source.name, "sha256": source.sha256()}
-    result["baseline"] = None if reference is None else reference.network.description
+    result["baseline"] = None
+    if reference is not None:
+        counted = {"nnz": reference.nnz, "bytes": reference.bytes}
+        result["baseline"] = reference.network.description | counted
     result["seed"] = seed
     result["seconds"] = time.perf_counter() - started
+    result["warnings"], result["notes"] = _remarks(measurement)
     result["attack_mask"] = measurement.mask.tolist() if chosen is not None else None
     return result, loaded
+
+
+def _remarks(measured: Measurement) -> tuple[list[str], list[str]]:
+    """(warnings, notes) for the report; also logged."""
+    warnings = measured.idle_attacks()
+    notes: list[str] = []
+    if measured.baseline is not None:
+        states = measured.state_error.value
+        alarms, notes = measured.baseline.identity(measured.output_error.value if states is None else states)
+        warnings = alarms + warnings
+    for text in warnings:
+        _log.warning("%s", text)
+    for text in notes:
+        _log.info("%s", text)
+    return warnings, notes
 
 
 def _range(batches: Any, count: int, progress: Progress) -> tuple[float, float]:
@@ -148,6 +170,8 @@ def _result(
     sparsity = model.sparsity if model.baseline_nnz else None
     table = model.certificates
     classified = measured.task == CLASSIFICATION
+    other = measured.baseline is not None and measured.baseline.other_counts
+    made_from = "the network the model was made from" if other else "the baseline"
     result: dict[str, Any] = {
         "task": measured.task,
         "samples": measured.samples,
@@ -163,7 +187,7 @@ def _result(
         "nnz": model.nnz,
         "baseline_nnz": model.baseline_nnz,
         "sparsity": sparsity,
-        "denominator": f"{model.baseline_nnz} non-zero explicit parameters of the baseline, biases counted",
+        "denominator": f"{model.baseline_nnz} non-zero explicit parameters of {made_from}, biases counted",
         "model_bytes": _model_bytes(origin, model),
         "baseline_bytes": model.baseline_bytes,
         "iterations_mean": measured.iterations / measured.samples,
@@ -187,6 +211,7 @@ def _result(
         "norm_a_inf_raw": model.norm_a_inf_raw,
         "well_posed": verdict.well_posed,
         "well_posed_by": verdict.by,
+        "structure": model.structure,
         "rows": model.n + model.q,
         "certified": None if table is None else int(table.certified.sum()),
         "max_relative_gap": None if table is None else table.max_relative_gap,
