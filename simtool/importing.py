@@ -5,11 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from simtool.errors import InputError
+
+
+def describe(error: BaseException) -> str:
+    """``Type: message`` of an exception, on one line and without a final full stop."""
+    text = " ".join(str(error).split()).rstrip(". ")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def is_reference(spec: str) -> bool:
@@ -56,11 +63,11 @@ def resolve(reference: str) -> Any:
             module = _import_file(Path(module_name))
         else:
             module = importlib.import_module(module_name)
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit() in a module must not end the command as if all were well
         raise InputError(
-            f"importing {module_name} (for {reference}) failed: {type(error).__name__}: {error}. "
+            f"importing {module_name} (for {reference}) failed: {describe(error)}. "
             "Use package.module:name or file.py:name; modules are also searched in the current folder."
         ) from error
     finally:
@@ -73,3 +80,15 @@ def resolve(reference: str) -> Any:
         raise InputError(
             f"{module_name} has no {name!r} (asked for by {reference}). It offers {', '.join(public[:20]) or 'nothing callable'}."
         ) from None
+
+
+def call(function: Callable[..., Any], shown: str, *args: Any, **kwargs: Any) -> Any:
+    """``function(*args, **kwargs)``; whatever it raises, SystemExit too, becomes an InputError that names it as ``shown``."""
+    try:
+        return function(*args, **kwargs)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit(0) in there must not end the command as if all were well
+        raise InputError(
+            f"{shown} failed: {describe(error)}. Correct the function, or what it is called with."
+        ) from error

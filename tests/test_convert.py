@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from simtool.cli import main
 from simtool.errors import InputError, OutputError, UnsupportedOperator
@@ -91,3 +92,22 @@ def test_command(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["states"] == 3
     assert CliRunner().invoke(main, call).exit_code == 1
     assert "acyclic" in CliRunner().invoke(main, [*call, "--overwrite"]).stdout
+
+
+def test_overwrite_replaces_models_alone(tmp_path: Path) -> None:
+    code = tmp_path / "net.py"
+    code.write_text(Path(ZOO).read_text())
+    weights = tmp_path / "w.safetensors"
+    save_file(zoo.mlp().state_dict(), weights)
+    spec = NetworkSpec(f"{code}:mlp", weights=weights)
+    notes = tmp_path / "notes.h5"
+    notes.write_text("mine")
+    for path in (code, weights, notes):
+        before = path.read_bytes()
+        with pytest.raises(OutputError, match="not replace"):
+            convert(spec, path, overwrite=True)
+        assert path.read_bytes() == before
+    convert(spec, tmp_path / "m.h5")
+    convert(spec, tmp_path / "m.h5", overwrite=True)
+    with pytest.raises(OutputError, match="read by this very command"):
+        convert(NetworkSpec(str(tmp_path / "m.h5")), tmp_path / "m.h5", overwrite=True)

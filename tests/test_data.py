@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simtool.data import ArraySource, named, open_data
+from simtool.data import ArraySource, data_path, named, open_data
 from simtool.errors import FormatError, InputError, OptionError
 
 ZOO = str(Path(__file__).with_name("networks_zoo.py"))
@@ -311,3 +311,49 @@ def test_named_data_from_a_local_copy_or_a_checked_download(
     monkeypatch.setitem(named._SOURCES, "fashion-mnist", ((tmp_path / "gone").as_uri() + "/", sums))
     with pytest.raises(InputError, match="SIMTOOL_DATA"):
         open_data("fashion-mnist")
+
+
+@pytest.mark.parametrize("spec", ["", "  ", ":inputs", ":"])
+def test_empty_paths(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_idx(tmp_path, False)
+    monkeypatch.chdir(tmp_path)  # an empty path must not mean the current folder
+    with pytest.raises(InputError, match="Allowed is"):
+        open_data(spec)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "h5"])
+def test_labels_that_are_not_named_are_not_read(tmp_path: Path, suffix: str) -> None:
+    path, bad = tmp_path / f"d.{suffix}", np.full(20, np.nan)
+    if suffix == "npz":
+        np.savez(path, inputs=PIXELS, labels=bad)
+    else:
+        with h5py.File(path, "w") as file:
+            file["inputs"], file["labels"] = PIXELS, bad
+    with pytest.raises(InputError, match="NaN or infinity"):
+        open_data(str(path))
+    source = open_data(f"{path}:inputs")
+    assert not source.has_labels
+    np.testing.assert_array_equal(everything(source), PIXELS / np.float32(255))
+
+
+def test_negative_seeds() -> None:
+    source = ArraySource("a", None, PIXELS, None)
+    for samples in (None, 3):
+        with pytest.raises(OptionError, match=r"--seed must be .* got -1"):
+            source.select(samples, -1)
+
+
+@pytest.mark.parametrize("code", ["0", "1", "'no data'"])
+def test_a_function_that_exits(tmp_path: Path, code: str) -> None:
+    (tmp_path / "own.py").write_text(f"def f(split):\n    raise SystemExit({code})\n")
+    with pytest.raises(
+        InputError, match=rf"own\.py:f\('train'\) failed: SystemExit: {code.strip(chr(39))}\."
+    ):
+        open_data(f"{tmp_path / 'own.py'}:f")
+
+
+def test_the_path_that_data_names(tmp_path: Path) -> None:
+    assert data_path("digits") is None
+    assert data_path("d.npz:inputs,labels") == Path("d.npz")
+    assert data_path("own.py:f") == Path("own.py")
+    assert data_path(str(tmp_path)) == tmp_path

@@ -446,3 +446,33 @@ def test_command(tmp_path: Path, data: str) -> None:
     assert "relu_2" in human.stdout
     assert CliRunner().invoke(main, [*call, "--input-shape", "a,b"]).exit_code == 2
     assert CliRunner().invoke(main, ["extract", f"{ZOO}:mlp"]).exit_code == 2
+
+
+def test_overwrite_replaces_states_alone(tmp_path: Path, data: str) -> None:
+    for path in (Path(data), tmp_path / "notes.h5"):
+        if not path.exists():
+            path.write_text("mine")
+        before = path.read_bytes()
+        with pytest.raises(OutputError, match="not replace"):
+            extract(spec(), data, output=path, overwrite=True)
+        assert path.read_bytes() == before
+    extract(spec(), data, output=tmp_path / "s.h5")
+    extract(spec(), data, output=tmp_path / "s.h5", overwrite=True)
+
+
+def test_samples_the_network_does_not_take(tmp_path: Path, data: str) -> None:
+    convert(spec(sizes="7-5-3"), tmp_path / "m.h5")
+    with pytest.raises(InputError, match=r"^a sample has 6 values, the network takes 7"):
+        extract(str(tmp_path / "m.h5"), data, output=tmp_path / "s.h5")
+
+
+def test_extract_prints_nothing_but_its_result(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", inputs=np.ones((9, 6), dtype=np.float32))
+    arguments = ["extract", f"{ZOO}:mlp", "--data", str(tmp_path / "d.npz"), "-o", str(tmp_path / "s.h5")]
+    assert CliRunner().invoke(main, arguments).exit_code == 0  # a warning would be an error here
+    for value in ("-1", "x"):
+        refused = CliRunner().invoke(main, [*arguments, "--overwrite", "--seed", value])
+        assert refused.exit_code == 2
+    empty = CliRunner().invoke(main, ["extract", f"{ZOO}:mlp", "--data", "", "-o", str(tmp_path / "e.h5")])
+    assert empty.exit_code == 1
+    assert "no data was given" in empty.output

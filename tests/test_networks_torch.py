@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+import re
+import warnings
 from pathlib import Path
 
 import networks_zoo as zoo
@@ -166,7 +169,7 @@ def test_pruned_and_tied_weights_are_counted_once() -> None:
 
 
 def test_all_unsupported_operators_are_named() -> None:
-    with pytest.raises(UnsupportedOperator, match=r"aten\.cos\.default \(node cos\)") as caught:
+    with pytest.raises(UnsupportedOperator, match=r"cos \(aten\.cos\.default, node cos\)") as caught:
         read(zoo.unsupported(), 4)
     assert "aten.cumsum" in str(caught.value)
     assert len(caught.value.refused) == 2
@@ -327,3 +330,193 @@ def test_input_shape_choice() -> None:
         load_network(NetworkSpec(spec, input_shape=(0,)))
     with pytest.raises(InputError, match="Pass --input-shape"):
         load_network(NetworkSpec(f"{ZOO}:unsupported"))
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+class Raw(torch.nn.Module):
+    """Weights that are plain parameters, so that nothing declares the width of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.randn(12, 5))
+        self.last = torch.nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(x @ self.first))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(("sizes", "node"), [("6-0-3", "node linear"), ("6-4-0", "node linear_1")])
+def test_layers_of_width_zero_are_named(sizes: str, node: str) -> None:
+    with pytest.raises(InputError, match=rf"linear .*{node}\) has the width 0") as caught:
+        load_network(NetworkSpec(f"{ZOO}:mlp", (f"sizes={sizes}",)), (6,))
+    assert "--model-arg" in str(caught.value)
+
+
+def test_lazy_layers_must_have_been_run() -> None:
+    module = torch.nn.Sequential(torch.nn.LazyLinear(4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    zoo.__dict__["lazy_for_test"] = lambda: module
+    try:
+        with pytest.raises(InputError, match=r"lazy layers .*0\.weight.*Run the module once"):
+            load_network(NetworkSpec("networks_zoo:lazy_for_test"), (6,))
+        module(torch.zeros(2, 6))
+        assert load_network(NetworkSpec("networks_zoo:lazy_for_test"), (6,)).output_size == 2
+    finally:
+        del zoo.__dict__["lazy_for_test"]
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "message"),
+    [
+        (zoo.mlp("12-8-3"), (24,), "^a sample has 24 values, the network takes 12"),
+        (zoo.mlp("12-8-3"), (8, 8), "^a sample has 64 values, the network takes 12"),
+        (zoo.mlp("12-8-3"), (3, 4), r"^a sample has the shape \(3, 4\), .*Pass --input-shape 12\."),
+        (Raw(), (5,), "^a sample has 5 values, the network takes 12"),
+        (torch.nn.Bilinear(4, 4, 2), (4,), r"fails on a batch of samples of shape \(4,\): TypeError"),
+        (zoo.data_dependent(), (4,), r"torch\.export cannot trace it"),
+    ],
+)
+def test_samples_that_do_not_fit(
+    module: torch.nn.Module,
+    shape: tuple[int, ...],
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    loggers = [logging.getLogger(name) for name in ("torch", "torch._subclasses.fake_tensor", "torch.export")]
+    before = [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers]
+    with pytest.raises(InputError, match=message) as caught:
+        read(module, *shape)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert not re.search(r"\b[su]\d+\b|Sym", text)
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+    assert [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers] == before
+
+
+def test_the_width_of_a_first_layer_that_is_not_the_first(tmp_path: Path) -> None:
+    (tmp_path / "raw.py").write_text("from test_networks_torch import Raw\n")
+    with pytest.raises(InputError, match="a sample has 5 values, the network takes 12"):
+        load_network(NetworkSpec(f"{tmp_path / 'raw.py'}:Raw"))
+    spec = NetworkSpec(f"{tmp_path / 'raw.py'}:Raw", input_shape=(12,))
+    assert load_network(spec).input_shape == (12,)
+
+
+def test_batches_that_are_not_writable_give_no_warning() -> None:
+    inputs = np.ones((3, 6), dtype=np.float32)
+    inputs.flags.writeable = False
+    expected = read(zoo.mlp(), 6).run(np.ones((3, 6), dtype=np.float32)).y
+    np.testing.assert_array_equal(read(zoo.mlp(), 6).run(inputs).y, expected)
+
+
+def test_a_trusted_pt2_gives_no_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = ({0: torch.export.Dim("batch")},)
+        exported = torch.export.export(zoo.mlp().eval(), (torch.zeros(2, 6),), dynamic_shapes=shapes)
+        torch.export.save(exported, tmp_path / "n.pt2")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_network(NetworkSpec(str(tmp_path / "n.pt2"), trust_model=True))
+    assert not caught
+    (tmp_path / "bad.pt2").write_bytes(b"junk")
+    with pytest.raises(FormatError, match="cannot be loaded as an exported program"):
+        load_network(NetworkSpec(str(tmp_path / "bad.pt2"), trust_model=True))
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    state = zoo.mlp("6-5-4-3").state_dict()
+    state["0.weight"] = torch.zeros(5, 7)
+    state["extra"] = state.pop("4.bias")
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(InputError) as caught:
+        load_network(NetworkSpec(f"{ZOO}:mlp", weights=tmp_path / "w.safetensors"), (6,))
+    text = str(caught.value)
+    assert (
+        "missing keys: 4.bias; unexpected keys: extra; wrong shapes: 0.weight (file (5, 7), network (5, 6))."
+        in text
+    )
+    assert "\n" not in text
+    assert ".." not in text
+    with pytest.raises(InputError, match="folder"):
+        load_network(NetworkSpec(f"{ZOO}:mlp", weights=Path("")), (6,))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import sys\n    sys.exit(0)", r"net\.py:f\(width=3\) failed: SystemExit: 0\."),
+        ("raise SystemExit", r"net\.py:f\(width=3\) failed: SystemExit\."),
+        ("raise BaseExceptionGroup('two', [GeneratorExit()])", r"BaseExceptionGroup: two"),
+        ("raise ValueError('no\\nfile.')", r"failed: ValueError: no file\."),
+    ],
+)
+def test_a_factory_that_exits(tmp_path: Path, body: str, message: str) -> None:
+    (tmp_path / "net.py").write_text(f"def f(width):\n    {body}\n")
+    with pytest.raises(InputError, match=message):
+        load_network(NetworkSpec(f"{tmp_path / 'net.py'}:f", ("width=3",)), (6,))
+
+
+def test_code_that_exits_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "top.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(InputError, match=r"importing .*top\.py.* failed: SystemExit: 0"):
+        load_network(NetworkSpec(f"{tmp_path / 'top.py'}:f"))
+    (tmp_path / "stop.py").write_text("def f():\n    raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        load_network(NetworkSpec(f"{tmp_path / 'stop.py'}:f"))
+
+    class Leaves(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise SystemExit(0)
+
+    with pytest.raises(InputError, match=r"fails on a batch .* SystemExit: 0"):
+        read(Leaves(), 4)
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(6, 5, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lstm(x[:, None, :])[0][:, -1]
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "name"),
+    [
+        (torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5)), (6,), "batch norm"),
+        (torch.nn.Conv2d(1, 2, 3), (1, 5, 5), "conv2d"),
+        (Recurrent(), (6,), "lstm"),
+    ],
+)
+def test_refused_operators_have_readable_names(
+    module: torch.nn.Module, shape: tuple[int, ...], name: str
+) -> None:
+    with pytest.raises(UnsupportedOperator, match=f"activations: {name} ") as caught:
+        read(module, *shape)
+    assert caught.value.refused[0].startswith(f"{name} (aten.")
+    assert "getitem" not in str(caught.value)
+
+
+def test_what_a_network_changes_in_place() -> None:
+    class Scales(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x.mul_(2.0))
+
+    class Counts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls.add_(1)
+            return torch.relu(x)
+
+    with pytest.raises(UnsupportedOperator, match="changes its input in place"):
+        read(Scales(), 4)
+    with pytest.raises(UnsupportedOperator, match="changes its own buffers calls"):
+        read(Counts(), 4)

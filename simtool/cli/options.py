@@ -54,7 +54,13 @@ def data_options(split_default: str, required: bool = True) -> Callable[[Functio
             "--split", default=split_default, show_default=True, help="Ignored where the data has no splits."
         ),
         click.option("--samples", type=int, help="How many samples, chosen by --seed. [default: all]"),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of samples."),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Seed of the choice of samples.",
+        ),
     )
 
 

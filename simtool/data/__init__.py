@@ -10,7 +10,7 @@ from simtool.data.source import ArraySource, DataSource
 from simtool.errors import InputError
 from simtool.importing import is_reference
 
-__all__ = ["NAMES", "ArraySource", "DataSource", "open_data"]
+__all__ = ["NAMES", "ArraySource", "DataSource", "data_path", "open_data"]
 
 log = logging.getLogger("simtool")
 _ALLOWED = (
@@ -38,7 +38,17 @@ def open_data(spec: str, split: str | None = None) -> DataSource:
     return source
 
 
+def data_path(spec: str) -> Path | None:
+    """The file or folder that ``spec`` names; None for a named data set."""
+    if spec in NAMES:
+        return None
+    path = _parse(spec)[0]
+    return Path(spec.rpartition(":")[0]) if is_reference(spec) and not path.exists() else path
+
+
 def _open(spec: str, split: str | None) -> DataSource:
+    if not spec.strip():
+        raise InputError(f"no data was given, --data is {spec!r}. Allowed is {_ALLOWED}.")
     if spec in NAMES:
         return open_named(spec, split)
     path, inputs, labels, asked = _parse(spec)
@@ -65,8 +75,8 @@ def _open(spec: str, split: str | None) -> DataSource:
     raise InputError(f"there is no data called {spec!r}. Allowed is {_ALLOWED}.")
 
 
-def _parse(spec: str) -> tuple[Path, str, str, bool]:
-    """(path, name of the inputs, name of the labels, whether the labels were asked for)."""
+def _parse(spec: str) -> tuple[Path, str, str | None, bool]:
+    """(path, name of the inputs, name of the labels or None to read none, whether the labels must be there)."""
     whole = Path(spec)
     if whole.exists() or ":" not in spec:
         return whole, "inputs", "labels", False
@@ -79,4 +89,4 @@ def _parse(spec: str) -> tuple[Path, str, str, bool]:
         raise InputError(
             f"the arrays of a data file are named as PATH:inputs or PATH:inputs,labels, got {spec!r}."
         )
-    return path, inputs, labels or "labels", bool(comma)
+    return path, inputs, labels or None, bool(comma)

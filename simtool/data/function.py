@@ -6,7 +6,7 @@ import numpy as np
 
 from simtool.data.source import ArraySource, DataSource
 from simtool.errors import InputError
-from simtool.importing import resolve
+from simtool.importing import call, resolve
 
 
 def open_function(reference: str, split: str | None) -> DataSource:
@@ -17,10 +17,7 @@ def open_function(reference: str, split: str | None) -> DataSource:
         raise InputError(
             f"{reference} is a {type(function).__name__}, a function f(split) -> (inputs, labels) is needed."
         )
-    try:
-        result = function(chosen)
-    except Exception as error:
-        raise InputError(f"{reference}({chosen!r}) failed: {type(error).__name__}: {error}") from error
+    result = call(function, f"{reference}({chosen!r})", chosen)
     if not isinstance(result, tuple) or len(result) != 2:
         raise InputError(
             f"{reference}({chosen!r}) returned a {type(result).__name__}; a pair (inputs, labels or None) is needed."

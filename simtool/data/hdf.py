@@ -71,7 +71,7 @@ def _check(dataset: h5py.Dataset, name: str, path: Path) -> None:
 class HdfSource(DataSource):
     """Inputs in an HDF5 dataset."""
 
-    def __init__(self, path: Path, inputs: str, labels: str, labels_asked: bool) -> None:
+    def __init__(self, path: Path, inputs: str, labels: str | None, labels_asked: bool) -> None:
         self._path, self._inputs = path, inputs
         with self._file() as file:
             dataset = _dataset(file, inputs, path)
@@ -82,7 +82,7 @@ class HdfSource(DataSource):
                 )
             shape, dtype = dataset.shape, dataset.dtype
             found = None
-            if labels_asked or labels in file:
+            if labels is not None and (labels_asked or labels in file):
                 values = _dataset(file, labels, path)
                 _check(values, labels, path)
                 if values.shape[:1] != shape[:1]:

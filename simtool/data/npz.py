@@ -74,13 +74,14 @@ class _Member:
         )
 
 
-def open_npz(path: Path, inputs: str, labels: str, labels_asked: bool) -> DataSource:
-    """The arrays ``inputs`` and ``labels`` of ``path``; labels may be missing unless they were asked for."""
+def open_npz(path: Path, inputs: str, labels: str | None, labels_asked: bool) -> DataSource:
+    """The arrays ``inputs`` and ``labels`` (None: not read) of ``path``; labels may be missing unless they were asked for."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {entry.removesuffix(".npy") for entry in archive.namelist()}
         member = _Member(path, inputs)
-        found = _Member(path, labels).read() if labels_asked or labels in names else None
+        wanted = labels if labels_asked or labels in names else None
+        found = _Member(path, wanted).read() if wanted is not None else None
     except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, NotImplementedError, RuntimeError) as error:
         raise FormatError(
             f"{path} is not a readable .npz file ({error}). Write it again with numpy.savez."

@@ -65,6 +65,8 @@ class DataSource(ABC):
 
     def select(self, samples: int | None, seed: int) -> np.ndarray:
         """Sorted int64 indices: all, or ``samples`` of them without replacement by ``default_rng(seed)``."""
+        if seed < 0:
+            raise OptionError(f"--seed must be an integer from 0 up, got {seed}. Pass for instance --seed 0.")
         if samples is None:
             return np.arange(self.count, dtype=np.int64)
         if not 1 <= samples <= self.count:
@@ -72,8 +74,6 @@ class DataSource(ABC):
                 f"--samples must be in 1..{self.count} for {self.name}"
                 f"{f' ({self.split})' if self.split else ''}, got {samples}. Leave it out to use all."
             )
-        if seed < 0:
-            raise OptionError(f"--seed must not be negative, got {seed}.")
         chosen = np.random.default_rng(seed).choice(self.count, samples, replace=False)
         return np.sort(chosen).astype(np.int64)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simtool.errors import FormatError, InputError, OptionError
-from simtool.importing import is_reference, resolve
+from simtool.importing import call, describe, is_reference, resolve
 from simtool.networks.network import Network, NetworkSpec
 
 if TYPE_CHECKING:
@@ -111,12 +111,8 @@ def _from_factory(spec: NetworkSpec, sample_shape: tuple[int, ...] | None) -> Ne
             ) from error
         except ValueError:
             pass  # some callables have no signature; the call itself will tell
-        try:
-            module = factory(**arguments)
-        except Exception as error:
-            raise InputError(
-                f"{spec.network} failed with {arguments}: {type(error).__name__}: {error}"
-            ) from error
+        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        module = call(factory, f"{spec.network}({shown})", **arguments)
     else:
         module = factory
     if not isinstance(module, torch.nn.Module):
@@ -139,6 +135,16 @@ def _read_module(
 
     from simtool.networks.torch_reader import read_module
 
+    lazy = [
+        name
+        for name, value in [*module.named_parameters(), *module.named_buffers()]
+        if torch.nn.parameter.is_lazy(value)
+    ]
+    if lazy:
+        raise InputError(
+            f"{spec.network} has lazy layers that were never run, so that {', '.join(lazy[:5])} have no sizes yet. Run the module once "
+            "on a batch of samples in its factory before returning it, or pass its --weights."
+        )
     broken = [
         name
         for name, value in module.state_dict().items()
@@ -199,9 +205,11 @@ def _from_code_file(path: Path, spec: NetworkSpec, sample_shape: tuple[int, ...]
         return _from_pt2(path, spec)
     try:
         module = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a pickle can run any code, sys.exit() too
         raise FormatError(
-            f"{path} cannot be loaded as a pickled module: {type(error).__name__}: {error}. The code of its class must be importable."
+            f"{path} cannot be loaded as a pickled module: {describe(error)}. The code of its class must be importable."
         ) from error
     if not isinstance(module, torch.nn.Module):
         raise InputError(
@@ -215,12 +223,15 @@ def _from_pt2(path: Path, spec: NetworkSpec) -> Network:
     import torch
 
     from simtool.networks.torch_reader import read_exported
+    from simtool.networks.tracing import load_exported
 
     try:
-        exported = torch.export.load(path).run_decompositions({})
-    except Exception as error:
+        exported = load_exported(path)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # torch raises many types; a pickle in there can run any code
         raise FormatError(
-            f"{path} cannot be loaded as an exported program: {type(error).__name__}: {error}"
+            f"{path} cannot be loaded as an exported program: {describe(error)}. Write it again with torch.export.save."
         ) from error
     user = torch.export.graph_signature.InputKind.USER_INPUT
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]

@@ -30,6 +30,13 @@ class NetworkSpec:
     input_shape: tuple[int, ...] | None = None
     trust_model: bool = False
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The paths this may read, whether they exist or not; the code file of ``file.py:factory`` too."""
+        module, colon, _ = self.network.rpartition(":")
+        found = [Path(self.network), Path(module) if colon else None, self.weights]
+        return tuple(path for path in found if path is not None)
+
 
 @dataclass(frozen=True)
 class Recorded:

@@ -22,6 +22,34 @@ from simtool.errors import UnsupportedOperator
 _ONLY_IN_PATTERNS = ("erf", "pow", "greater", "where")
 
 
+# What PyTorch and ONNX call layers that users know under another name.
+_READABLE = {
+    "_native_batch_norm_legit_no_training": "batch norm",
+    "_native_batch_norm_legit": "batch norm",
+    "native_batch_norm": "batch norm",
+    "batchnormalization": "batch norm",
+    "native_layer_norm": "layer norm",
+    "layernormalization": "layer norm",
+    "native_group_norm": "group norm",
+    "convolution": "convolution",
+    "_convolution": "convolution",
+    "conv": "convolution",
+    "scaled_dot_product_attention": "attention",
+    "_scaled_dot_product_flash_attention": "attention",
+    "_native_multi_head_attention": "attention",
+}
+_LAYERS = frozenset(
+    {*_READABLE.values(), "conv1d", "conv2d", "conv3d", "lstm", "gru", "rnn tanh", "rnn relu", "embedding"}
+)
+
+
+def readable(operator: str) -> str:
+    """The name of an operator as users know it: ``aten.conv2d.default`` is conv2d."""
+    parts = operator.split(".")
+    base = parts[1] if parts[0] == "aten" and len(parts) > 1 else operator
+    return _READABLE.get(base.lower()) or (base.strip("_").replace("_", " ") if parts[0] == "aten" else base)
+
+
 @dataclass(frozen=True)
 class Op:
     """One operator: ``kind`` is its meaning, ``operator`` and ``name`` are what the network calls it."""
@@ -32,6 +60,14 @@ class Op:
     inputs: tuple[str, ...]
     output: str
     attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What a message calls it: its readable name first, then the network's own names."""
+        name = readable(self.operator)
+        if name == self.operator:
+            return f"{name} (node {self.name})"
+        return f"{name} ({self.operator}, node {self.name})"
 
 
 @dataclass
@@ -72,11 +108,15 @@ class Program:
 
     def refuse_unknown(self, network: str) -> None:
         """Raise UnsupportedOperator with every operator that has no meaning here, all at once."""
+        unknown = [op for op in self.ops if op.kind in ("unsupported", *_ONLY_IN_PATTERNS)]
+        # Picking one of several results is not the fault: what gives several is in the list itself.
+        unknown = [op for op in unknown if "getitem" not in op.operator] or unknown
+        # A layer explains more than the slices and zeros around it.
+        unknown.sort(key=lambda op: readable(op.operator) not in _LAYERS)
         refused = []
-        for op in self.ops:
-            if op.kind in ("unsupported", *_ONLY_IN_PATTERNS):
-                why = op.attributes.get("why")
-                refused.append(f"{op.operator} (node {op.name})" + (f": {why}" if why else ""))
+        for op in unknown:
+            why = op.attributes.get("why")
+            refused.append(op.title + (f": {why}" if why else ""))
         if refused:
             raise UnsupportedOperator(
                 f"{network} holds {len(refused)} operator(s) that cannot become rows and activations: "

@@ -14,7 +14,7 @@ import numpy as np
 from simtool import activations
 from simtool.activations import Activation
 from simtool.blocks import INPUT
-from simtool.errors import UnsupportedOperator
+from simtool.errors import InputError, UnsupportedOperator
 from simtool.networks.graph import AffineForm, Graph, Node, OperatorUse
 from simtool.networks.operators import Dense, Diagonal, LinearOperator, identity
 from simtool.networks.program import Op, Program
@@ -81,6 +81,11 @@ class Interpreter:
                 self._note(op, "map")
                 continue
             value = self._evaluate(op)
+            if value.size == 0:
+                raise InputError(
+                    f"the operator {op.title} has the width 0: its result has the shape {value.shape} a sample. Every layer needs at "
+                    "least one unit. Check the sizes that the network is made with (--model-arg)."
+                )
             # A tensor with several readers becomes a block once, instead of its weights being repeated in each.
             if counts[op.output] > 1 and not value.is_plain:
                 value = self._materialise(value)
@@ -118,7 +123,7 @@ class Interpreter:
         self._uses.append(OperatorUse(op.operator, op.name, role))
 
     def _refuse(self, op: Op, why: str) -> UnsupportedOperator:
-        text = f"{op.operator} (node {op.name}): {why}"
+        text = f"{op.title}: {why}"
         return UnsupportedOperator(
             f"the operator {text}. Networks of linear layers, sums and elementwise activations can be used; "
             "rewrite this part, or cut the network before it.",

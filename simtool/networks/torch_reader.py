@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,15 @@ import torch
 from torch import fx
 
 from simtool.errors import InputError, UnsupportedOperator
+from simtool.importing import describe
 from simtool.networks import patterns, torch_ops
 from simtool.networks.graph import Graph
 from simtool.networks.network import Recorded, collect, shaped, wanted_tensors
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic import Interpreter
+from simtool.networks.tracing import trace
 
 log = logging.getLogger("simtool")
-_EXAMPLE_BATCH = 2
 
 
 class TorchNetwork:
@@ -55,7 +55,9 @@ class TorchNetwork:
 
     def run(self, inputs: np.ndarray) -> Recorded:
         """Run float32 ``inputs`` (k, *input_shape)."""
-        batch = torch.from_numpy(shaped(inputs, self.input_shape)).to(self._dtype)
+        # torch warns about arrays that are not writable, as batches read from a file are: those are copied.
+        array = np.require(shaped(inputs, self.input_shape), requirements=["C", "W"])
+        batch = torch.from_numpy(array).to(self._dtype)
         recorder = _Recorder(self._module, self._wanted)
         arguments = [
             batch if value is None else value for value in _arguments(self._exported, self._constants)
@@ -65,7 +67,7 @@ class TorchNetwork:
                 recorder.run(*arguments)
         except RuntimeError as error:
             raise InputError(
-                f"{self.description['network']} failed on a batch of {len(inputs)} samples: {error}"
+                f"{self.description['network']} failed on a batch of {len(inputs)} samples: {describe(error)}. Check the network."
             ) from error
         return collect(self.graph, {name: value.numpy() for name, value in recorder.found.items()})
 
@@ -136,26 +138,7 @@ def read_module(
     if dtypes and dtype not in (torch.float32, torch.float64):
         log.info("%s has weights of type %s: it is run in float32.", network, sorted(map(str, dtypes)))
         module, dtype = module.float(), torch.float32
-    example = torch.zeros((_EXAMPLE_BATCH, *input_shape), dtype=dtype)
-    exported = _export(module, example, network)
-    return read_exported(exported, input_shape, dtype, description)
-
-
-def _export(module: torch.nn.Module, example: torch.Tensor, network: str) -> torch.export.ExportedProgram:
-    shape = tuple(example.shape[1:])
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            batch = torch.export.Dim("batch")
-            exported = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
-            return exported.run_decompositions({})
-    except Exception as error:  # torch.export raises many types, all of them about this network
-        reason = " ".join(str(error).split())[:400]
-        raise InputError(
-            f"{network} could not be traced by torch.export on a batch of samples of shape {shape} "
-            f"({type(error).__name__}: {reason}). It must be a module of one input whose first dimension is the batch and whose "
-            "computation does not depend on the values. Pass --input-shape if the samples should have another shape."
-        ) from error
+    return read_exported(trace(module, input_shape, dtype, network), input_shape, dtype, description)
 
 
 def read_exported(
@@ -226,10 +209,16 @@ class _Translator:
     def _output(self) -> str:
         kinds = torch.export.graph_signature.OutputKind
         specs = self._exported.graph_signature.output_specs
+        if any(spec.kind == kinds.USER_INPUT_MUTATION for spec in specs):
+            raise UnsupportedOperator(
+                f"{self._network} changes its input in place when it runs (as x.mul_() does); its input must stay as it is. Compute a "
+                "new tensor instead."
+            )
         mutated = [str(spec.target) for spec in specs if spec.kind != kinds.USER_OUTPUT]
         if mutated:
             raise UnsupportedOperator(
-                f"{self._network} changes its own buffers {mutated} when it runs; a fixed network is needed."
+                f"{self._network} changes its own buffers {', '.join(mutated)} when it runs; a fixed network is needed. Take "
+                "such updates out of forward()."
             )
         outputs = next(node for node in self._exported.graph.nodes if node.op == "output").args[0]
         if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):

@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 
 from simtool.errors import FormatError, InputError
+from simtool.importing import describe
+
+_SHOWN = 6  # names of a kind in a message
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -14,6 +17,11 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
     Raises InputError if the file is missing, FormatError if it is damaged or is more than a state_dict.
     """
+    if path.is_dir():
+        raise InputError(
+            f"the weights {str(path)!r} are a folder; --weights needs a .safetensors file or a weights-only state_dict. "
+            "Pass the file (an empty path stands for the current folder)."
+        )
     if not path.is_file():
         raise InputError(f"the weights file {path} does not exist. Check --weights.")
     if path.suffix == ".safetensors":
@@ -51,5 +59,27 @@ def apply_weights(module: torch.nn.Module, path: Path, network: str) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(
-            f"the weights in {path} do not fit {network}: {error}. Check --weights and --model-arg."
+            f"the weights in {path} do not fit {network}: {_differences(module, state) or describe(error)}. Check --weights and "
+            "--model-arg."
         ) from error
+
+
+def _differences(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> str:
+    """What ``state`` lacks, has too much or in another shape than ``module``; empty if its names and shapes fit."""
+    own = module.state_dict()
+    shapes = [
+        f"{name} (file {tuple(state[name].shape)}, network {tuple(value.shape)})"
+        for name, value in own.items()
+        if name in state and not torch.nn.parameter.is_lazy(value) and state[name].shape != value.shape
+    ]
+    found = {
+        "missing keys": [name for name in own if name not in state],
+        "unexpected keys": [name for name in state if name not in own],
+        "wrong shapes": shapes,
+    }
+    return "; ".join(f"{what}: {_listed(names)}" for what, names in found.items() if names)
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -56,8 +56,8 @@ def convert(
     """
     started = perf_counter()
     target = Path(output)
-    hdf5.writable_target(target, overwrite)
     spec = NetworkSpec(network) if isinstance(network, str) else network
+    hdf5.writable_target(target, overwrite, kind="model", inputs=spec.files)
     loaded = load_network(spec, sample_shape)
     model = implicit_form(loaded.graph, {"network": loaded.sha256})
     model = replace(model, scale=model.rescaling(), header_extra={"network": loaded.description["format"]})

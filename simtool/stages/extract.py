@@ -15,7 +15,7 @@ import numpy as np
 
 from simtool import hdf5
 from simtool.blocks import BIAS, INPUT, Block
-from simtool.data import DataSource, open_data
+from simtool.data import DataSource, data_path, open_data
 from simtool.errors import InputError, OptionError, OutputError
 from simtool.model import ImplicitModel, state_sensitivity
 from simtool.networks import Network, NetworkSpec, Recorded, load_network
@@ -64,10 +64,10 @@ def extract(
     """
     started = perf_counter()
     target, mode = Path(output), Rescale(rescale, gamma)
-    hdf5.writable_target(target, overwrite)
+    spec = NetworkSpec(network) if isinstance(network, str) else network
+    hdf5.writable_target(target, overwrite, kind="states", inputs=(*spec.files, data_path(data)))
     source = open_data(data, split)
     indices = source.select(samples, seed)
-    spec = NetworkSpec(network) if isinstance(network, str) else network
     loaded = load_network(spec, source.sample_shape)
     _check_fit(loaded, source)
     layout = _layout(loaded, len(indices), batch_size)
@@ -118,8 +118,9 @@ def extract(
 def _check_fit(network: Network, source: DataSource) -> None:
     if prod(source.sample_shape) != prod(network.input_shape):
         raise InputError(
-            f"{source.name} holds samples of shape {source.sample_shape} ({prod(source.sample_shape)} values), the network takes "
-            f"{network.input_shape} ({prod(network.input_shape)}). Use fitting data, or --input-shape."
+            f"a sample has {prod(source.sample_shape)} values, the network takes {prod(network.input_shape)} ({source.name} holds "
+            f"samples of shape {source.sample_shape}, the network takes {network.input_shape}). Use data that fits the network, "
+            "or --input-shape where the network leaves its input open."
         )
     if not network.graph.nodes:
         raise InputError(
