@@ -83,7 +83,7 @@ def test_kappa_zero_gives_the_zero_row() -> None:
 
 
 def test_unknown_solver_is_named() -> None:
-    with pytest.raises(OptionError, match="known are native, clarabel"):
+    with pytest.raises(OptionError, match="known are native, bisection, clarabel"):
         solvers.get("simplex")
 
 

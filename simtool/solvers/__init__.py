@@ -13,7 +13,7 @@ import numpy as np
 from simtool.errors import OptionError
 from simtool.problem import RowSet
 
-SOLVERS = ("native", "clarabel")
+SOLVERS = ("native", "bisection", "clarabel")
 
 Solver = Callable[[RowSet, float], np.ndarray]
 
@@ -24,6 +24,10 @@ def get(name: str) -> Solver:
         from simtool.solvers import native
 
         return native.solve
+    if name == "bisection":
+        from simtool.solvers import bisection
+
+        return bisection.solve
     if name == "clarabel":
         from simtool.solvers import conic
 
