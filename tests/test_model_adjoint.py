@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from model_cases import free_model, layered_model, random_inputs
 from scipy import sparse
 
-from simtool.blocks import lipschitz
-from simtool.errors import InputError
+from simtool import activations
+from simtool.blocks import Block, lipschitz
+from simtool.errors import ConvergenceError, InputError
 from simtool.model import (
     FixedPoint,
     ImplicitModel,
@@ -22,6 +23,7 @@ from simtool.model import (
     sensitivity_norm,
     state_sensitivity,
 )
+from simtool.model.forward import Forward, slopes
 
 EXACT = FixedPoint(tolerance=1e-13, max_iterations=100_000)
 
@@ -166,3 +168,97 @@ def test_bounds_are_none_where_undefined() -> None:
     silu = layered_model(activation="silu", weight=4.0)
     assert rho(silu) is None  # no rescaling, and ||L A|| above one
     assert sensitivity_norm(silu) is not None
+
+
+def dense_gradient(model: ImplicitModel, z: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """dL/dU by one dense solve a sample."""
+    a, b, c, d = (getattr(model, name).toarray() for name in "ABCD")
+    result = np.empty((model.p, z.shape[1]))
+    for j in range(z.shape[1]):
+        slope = slopes(model.blocks, z[:, j : j + 1])[:, 0]
+        adjoint = np.linalg.solve(np.eye(model.n) - a.T * slope, c.T @ weights[:, j])
+        result[:, j] = b.T @ (slope * adjoint) + d.T @ weights[:, j]
+    return result
+
+
+def test_a_badly_scaled_cycle_has_its_gradient() -> None:
+    # the adjoint passes from state to state in sizes so far apart that its first change looks like rounding
+    a = np.zeros((3, 3))
+    a[0, 1], a[1, 2], a[2, 0] = 1e-10, 1e12, 1e-4
+    block = Block("h", activations.make("identity"), 0, 3, (3,), ())
+    model = ImplicitModel(
+        A=a, B=np.eye(3)[:, 2:], C=np.eye(3)[:1], D=np.zeros((1, 1)), blocks=(block,), has_bias=False
+    )
+    assert model.well_posedness().by == "perron-frobenius"
+    u = np.ones((1, 1))
+    exact = 1e2 / (1.0 - 1e-2)
+    assert input_gradient(model, u, model.forward(u), np.ones((1, 1)))[0, 0] == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "identity"])
+@pytest.mark.parametrize("loop", [-1e3, -1e7])
+def test_a_stiff_self_loop_has_its_gradient(activation: str, loop: float) -> None:
+    model = free_model(n=6, norm=0.85, activation=activation, density=1.0)
+    a = model.A.toarray()
+    a[2, 2] = loop
+    model = replace(model, A=a)
+    assert model.well_posedness().by == "mu-inf"
+    u = random_inputs(model, 8)
+    forward = model.forward(u)
+    weights = np.random.default_rng(1).normal(size=(model.q, 8))
+    found = input_gradient(model, u, forward, weights, FixedPoint(max_iterations=200))
+    assert np.allclose(found, dense_gradient(model, forward.Z, weights), rtol=1e-8, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([0.0, 8.0, 20.0]),
+    norm=st.sampled_from([0.5, 0.99, 0.9999]),
+    diagonal=st.sampled_from([None, -300.0]),
+)
+def test_the_units_of_the_states_do_not_change_a_gradient(
+    seed: int, spread: float, norm: float, diagonal: float | None
+) -> None:
+    model = free_model(n=12, norm=norm, diagonal=diagonal, seed=seed, density=0.2)
+    u = random_inputs(model, 3, seed)
+    forward = model.forward(u, EXACT)
+    weights = np.random.default_rng(seed).normal(size=(model.q, 3))
+    expected = dense_gradient(model, forward.Z, weights)
+    s = np.exp(spread * np.random.default_rng(seed).uniform(-1, 1, model.n))
+    left, right = sparse.diags_array(s), sparse.diags_array(1.0 / s)
+    scaled = replace(model, A=left @ model.A @ right, B=left @ model.B, C=model.C @ right)
+    moved = replace(forward, Z=s[:, None] * forward.Z)
+    found = input_gradient(scaled, u, moved, weights)
+    assert np.abs(found - expected).max() <= 1e-8 * np.abs(expected).max()
+
+
+def test_a_slow_cycle_is_solved_directly_and_a_large_one_by_iteration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = free_model(n=12, norm=1.0 - 1e-7, activation="identity", density=1.0)
+    model = replace(model, A=abs(model.A))
+    assert model.well_posedness().by == "norm"
+    u = random_inputs(model, 3)
+    weights = np.random.default_rng(0).normal(size=(model.q, 3))
+    forward = model.forward(u)
+    expected = dense_gradient(model, forward.Z, weights)
+    found = input_gradient(model, u, forward, weights, FixedPoint(max_iterations=100))
+    assert np.abs(found - expected).max() <= 1e-7 * np.abs(expected).max()
+    for name in ("wellposed", "adjoint"):
+        monkeypatch.setattr(f"simtool.model.{name}.DIRECT_STATES", 10)
+    with pytest.raises(ConvergenceError, match="adjoint fixed point did not converge"):
+        input_gradient(replace(model), u, forward, weights, FixedPoint(max_iterations=100))
+    easy = free_model(n=12, norm=0.9)
+    forward = easy.forward(u)
+    found = input_gradient(easy, u, forward, weights)
+    assert np.allclose(found, dense_gradient(easy, forward.Z, weights), rtol=1e-7, atol=1e-8)
+    assert input_gradient(easy, u[:, :0], easy.forward(u[:, :0]), weights[:, :0]).shape == (easy.p, 0)
+
+
+def test_a_singular_adjoint_is_an_error_that_names_the_sample() -> None:
+    block = Block("h", activations.make("relu"), 0, 1, (1,), ())
+    model = ImplicitModel(A=[[1.0]], B=[[1.0]], C=[[1.0]], D=[[0.0]], blocks=(block,), has_bias=False)
+    at = Forward(*(np.array([[-1.0, 1.0]]),) * 3, np.ones(2, dtype=np.int64), np.ones(2, dtype=bool))
+    with pytest.raises(ConvergenceError, match="does not exist at sample 1"):
+        input_gradient(model, np.ones((1, 2)), at, np.ones((1, 2)))

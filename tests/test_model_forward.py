@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from model_cases import free_model, layered_model, random_inputs
+from scipy import sparse
 
 from simtool import activations, blocks
 from simtool.blocks import Block
@@ -237,3 +238,117 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         replace(model, input_shape=(7,))
     with pytest.raises(FormatError, match="positive"):
         replace(model, scale=np.zeros(model.n))
+
+
+# --- the stopping rule: as accurate as asked in any units -----------------------------------------------------------
+
+
+def in_units(model: ImplicitModel, s: np.ndarray) -> ImplicitModel:
+    """The same function on states multiplied by ``s`` (n,)."""
+    left, right = sparse.diags_array(s), sparse.diags_array(1.0 / s)
+    return replace(model, A=left @ model.A @ right, B=left @ model.B, C=model.C @ right)
+
+
+@pytest.mark.parametrize("unit", [1e-14, 1e-8, 1e-3, 1e9])
+@pytest.mark.parametrize(("norm", "diagonal"), [(0.9, None), (1.1, None), (0.9, -20.0)])
+def test_the_unit_of_the_states_does_not_matter(unit: float, norm: float, diagonal: float | None) -> None:
+    # in turn: proven by the norm, unproven, proven by mu-inf
+    model = free_model(n=30, norm=norm, diagonal=diagonal)
+    u = random_inputs(model, 20)
+    one, two = model.forward(u), in_units(model, np.full(30, unit)).forward(u)
+    assert np.abs(two.Y - one.Y).max() <= 1e-12 * np.abs(one.Y).max()
+    assert np.array_equal(one.iterations, two.iterations)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([1.0, 8.0, 20.0]),
+    norm=st.sampled_from([0.5, 0.99, 0.9999]),
+    diagonal=st.sampled_from([None, -1.0, -300.0]),
+    activation=st.sampled_from(["relu", "identity", "leaky_relu:0.1"]),
+)
+def test_states_of_very_different_sizes_are_all_accurate(
+    seed: int, spread: float, norm: float, diagonal: float | None, activation: str
+) -> None:
+    model = free_model(n=12, norm=norm, diagonal=diagonal, activation=activation, seed=seed, density=0.2)
+    s = np.exp(spread * np.random.default_rng(seed).uniform(-1, 1, model.n))
+    scaled = in_units(model, s)
+    assume(model.well_posedness().well_posed and scaled.well_posedness().well_posed)
+    u = random_inputs(model, 3, seed)
+    exact = model.forward(u, FixedPoint(tolerance=1e-14)).X
+    assert np.abs(scaled.forward(u).X / s[:, None] - exact).max() <= 3e-9 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("slow", [1e-2, 1e-4, 1e-6, 1e-8])
+def test_a_slow_state_behind_a_fast_one_is_waited_for(slow: float) -> None:
+    # the large first state settles within ten iterations; nothing it shows tells that the second needs 1 / slow
+    a = np.array([[0.1, 1e-14], [1e-14, 1.0 - slow]])
+    block = Block("h", activations.make("relu"), 0, 2, (2,), ())
+    model = ImplicitModel(
+        A=a, B=[[1.0], [1e-9]], C=np.eye(2), D=np.zeros((2, 1)), blocks=(block,), has_bias=False
+    )
+    assert model.well_posedness().by == "norm"
+    exact = np.linalg.solve(np.eye(2) - a, [1.0, 1e-9])
+    assert np.abs(model.forward(np.ones((1, 1))).X[:, 0] / exact - 1.0).max() < 1e-7
+
+
+def test_a_badly_scaled_cycle_does_not_stop_at_the_first_iteration() -> None:
+    a = np.zeros((3, 3))
+    a[1, 0], a[2, 1], a[0, 2] = 0.05, 1e6, 1e-9
+    block = Block("h", activations.make("relu"), 0, 3, (3,), ())
+    model = ImplicitModel(
+        A=a, B=[[1e-8], [0.0], [0.0]], C=np.eye(3), D=np.zeros((3, 1)), blocks=(block,), has_bias=False
+    )
+    assert model.well_posedness().by == "perron-frobenius"
+    exact = np.linalg.solve(np.eye(3) - a, [1e-8, 0.0, 0.0])
+    assert model.forward(np.ones((1, 1))).X[:, 0] == pytest.approx(exact, rel=1e-9, abs=0.0)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_a_stiff_self_loop_does_not_loosen_the_tolerance(activation: str) -> None:
+    model = free_model(n=6, norm=0.85, activation=activation, density=1.0)
+    a = model.A.toarray()
+    a[2, 2] = -1e3
+    model = replace(model, A=a)
+    assert model.well_posedness().by == "mu-inf"
+    u = random_inputs(model, 8)
+    for tolerance in (1e-6, 1e-12):
+        found = model.forward(u, FixedPoint(tolerance=tolerance))
+        sharp = model.forward(u, FixedPoint(tolerance=1e-15)).X
+        assert np.abs(found.X - sharp).max() <= 10 * tolerance
+        assert found.iterations.max() < 300  # averaging alone would need thousands for tanh
+
+
+def test_a_component_too_large_to_factorise_is_bounded_in_one_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = free_model(n=40, norm=0.97)
+    u = random_inputs(model, 6)
+    sharp = model.forward(u, FixedPoint(tolerance=1e-14))
+    monkeypatch.setattr("simtool.model.wellposed.DIRECT_STATES", 10)
+    monkeypatch.setattr("simtool.model.forward.DIRECT_STATES", 10)
+    units = np.exp(3 * np.random.default_rng(0).normal(size=40))
+    for large, s in ((replace(model), np.ones(40)), (in_units(model, units), units)):
+        found = large.forward(u)
+        assert np.abs(found.X / s[:, None] - sharp.X).max() <= 1e-8 * np.abs(sharp.X).max()
+        # where rounding keeps a column from the tolerance, it ends all the same
+        ended = large.forward(u, FixedPoint(tolerance=1e-300))
+        assert np.abs(ended.X / s[:, None] - sharp.X).max() <= 1e-12 * np.abs(sharp.X).max()
+    a = np.array([[0.0, 1.0 - 1e-6], [1.0 - 1e-6, 0.0]])
+    block = Block("h", activations.make("identity"), 0, 2, (2,), ())
+    lazy = ImplicitModel(A=a, B=np.ones((2, 2)), C=np.eye(2), D=np.zeros((2, 2)), blocks=(block,))
+    monkeypatch.setattr("simtool.model.wellposed.DIRECT_STATES", 1)
+    monkeypatch.setattr("simtool.model.forward.DIRECT_STATES", 1)
+    with pytest.raises(ConvergenceError, match=r"did not converge .* residual .* well-posed by norm"):
+        lazy.forward(np.ones((2, 1)))
+
+
+def test_a_tolerance_below_rounding_ends() -> None:
+    for norm, diagonal, activation in ((0.9, None, "relu"), (0.9, -20.0, "tanh"), (1.1, None, "relu")):
+        model = free_model(norm=norm, diagonal=diagonal, activation=activation)
+        u = random_inputs(model, 5)
+        assert residual(model, u, FixedPoint(tolerance=1e-300)) < 1e-13
+
+
+def test_no_samples_in_a_cyclic_model() -> None:
+    model = free_model()
+    assert model.forward(np.ones((model.p, 0))).Y.shape == (model.q, 0)

@@ -16,7 +16,7 @@ from simtool.blocks import Block, lipschitz
 from simtool.model import FixedPoint, ImplicitModel
 from simtool.model.levels import order
 from simtool.model.scaling import norm_inf
-from simtool.model.wellposed import perron_frobenius
+from simtool.model.wellposed import Majorant, collatz_wielandt
 
 
 def test_layered_is_acyclic_whatever_the_values() -> None:
@@ -101,7 +101,9 @@ def test_the_eigenvalue_bound_is_an_upper_bound_and_tight_below_one(seed: int, t
     dense = rng.random((n, n)) * (rng.random((n, n)) < 0.4)
     dense[np.arange(n), (np.arange(n) + 1) % n] += 0.05
     dense *= target / np.abs(np.linalg.eigvals(dense)).max()
-    bound = perron_frobenius(sparse.csr_array(dense))
+    bound, vector = collatz_wielandt(sparse.csr_array(dense))
+    assert (vector > 0).all()
+    assert (dense @ vector <= bound * vector).all()
     assert bound >= target * (1 - 1e-9)
     if target < 0.999:
         assert bound < 1.0
@@ -112,7 +114,7 @@ def test_the_eigenvalue_bound_is_an_upper_bound_and_tight_below_one(seed: int, t
 def test_a_periodic_component_is_judged() -> None:
     cycle = np.roll(np.eye(7), 1, axis=1) * np.array([8, 0.1, 1, 2, 0.3, 1, 0.9])[:, None]
     exact = np.prod([8, 0.1, 1, 2, 0.3, 1, 0.9]) ** (1 / 7)
-    assert exact < perron_frobenius(sparse.csr_array(cycle)) < 1
+    assert exact < collatz_wielandt(sparse.csr_array(cycle))[0] < 1
 
 
 def test_levels_follow_the_longest_path() -> None:
@@ -184,3 +186,37 @@ def test_no_rescaling_without_homogeneity_or_contraction() -> None:
     deep = layered_model(hidden=(3,) * 400, weight=30.0)
     assert deep.rescaling() is None  # 1/t does not fit into double precision
     assert deep.well_posedness().well_posed
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    activation=st.sampled_from(["relu", "tanh", "silu", "leaky_relu:-0.5"]),
+    diagonal=st.sampled_from([None, -40.0, 0.05]),
+    spread=st.sampled_from([0.0, 5.0]),
+)
+def test_the_majorant_bounds_the_distance_from_any_state_to_the_solution(
+    seed: int, activation: str, diagonal: float | None, spread: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    s = np.exp(spread * rng.uniform(-1, 1, 10))
+    base = free_model(n=10, norm=0.8, activation=activation, diagonal=diagonal, seed=seed, density=0.2)
+    model = replace(base, A=sparse.diags_array(s) @ base.A @ sparse.diags_array(1 / s))
+    u = random_inputs(model, 1, seed)
+    for verdict, component in zip(
+        model.well_posedness().components, [c for c in model.components if c.cyclic], strict=True
+    ):
+        if verdict.by is None:
+            continue
+        bound: Majorant = verdict.majorant
+        assert bound.factor is not None
+        assert bound.factor < 1
+        solution = model.forward(u, FixedPoint(tolerance=1e-14))
+        exact = solution.X[component.rows]
+        outside = solution.Z[component.rows] - component.inner @ exact
+        x = exact + s[component.rows, None] * rng.normal(size=exact.shape)
+        phi = model.blocks[0].activation
+        residual = np.abs(phi(component.inner @ x + outside) - x)
+        error = np.abs(x - exact)
+        assert (error <= bound.inverse @ residual * (1 + 1e-9) + 1e-9 * np.abs(exact)).all()
+        assert bound.relative_error(residual, error)[0] >= 1 - 1e-9

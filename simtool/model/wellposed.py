@@ -160,11 +160,6 @@ def row_norm(matrix: sparse.csr_array) -> float:
     return float((np.asarray(matrix.sum(axis=1)) * _sum_error(matrix)).max())
 
 
-def perron_frobenius(matrix: sparse.csr_array) -> float:
-    """A proven upper bound of the spectral radius of ``matrix`` >= 0 (k, k), irreducible; tight unless it is near 1."""
-    return collatz_wielandt(matrix)[0]
-
-
 def collatz_wielandt(matrix: sparse.csr_array) -> tuple[float, np.ndarray]:
     """f and v > 0 with ``matrix`` v <= f v, so that f bounds the spectral radius of ``matrix`` >= 0 (k, k).
 
