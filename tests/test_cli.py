@@ -50,7 +50,9 @@ def fails(code: int, pattern: str, *arguments: Any) -> None:
 def test_main_job_through_the_command_line(digits: dict[str, Path], tmp_path: Path) -> None:
     network = [NETWORK, "--weights", digits["weights"]]
     states, model_run, report = tmp_path / "states.h5", tmp_path / "run", tmp_path / "report"
-    extracted = run("extract", *network, "--data", "digits", "--samples", 400, "-o", states, "--json", "--quiet")
+    extracted = run(
+        "extract", *network, "--data", "digits", "--samples", 400, "-o", states, "--json", "--quiet"
+    )
     assert extracted.exit_code == 0, extracted.output
     facts = json.loads(extracted.stdout)
     assert (facts["samples"], facts["inputs"], facts["states"], facts["outputs"]) == (400, 65, 80, 10)
@@ -89,7 +91,9 @@ def test_an_implicit_model_is_a_network_too(digits: dict[str, Path], tmp_path: P
     """SIM Algorithm 1, fixed-point branch: states of a cyclic model are its own fixed points."""
     free, again = tmp_path / "free", tmp_path / "again.h5"
     assert run("sparsify", digits["states"], "--structure", "free", "-o", free).exit_code == 0
-    result = run("extract", free / "model.h5", "--data", "digits", "--samples", 200, "-o", again, "--json", "--quiet")
+    result = run(
+        "extract", free / "model.h5", "--data", "digits", "--samples", 200, "-o", again, "--json", "--quiet"
+    )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["states"] == 80
     assert run("sparsify", again, "--structure", "free", "-o", tmp_path / "second").exit_code == 0
@@ -258,7 +262,9 @@ def test_networks_that_run_code_need_trust(name: str, tmp_path: Path) -> None:
 
 def test_weights_that_are_a_pickle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(pickle.dumps(_Evil()))
-    result = run("extract", NETWORK, "--weights", tmp_path / "w.pt", "--data", "digits", "-o", tmp_path / "s.h5")
+    result = run(
+        "extract", NETWORK, "--weights", tmp_path / "w.pt", "--data", "digits", "-o", tmp_path / "s.h5"
+    )
     assert result.exit_code == 1
     assert not Path("/tmp/simtool-was-tricked").exists()
 
@@ -286,7 +292,9 @@ def test_data_with_nan_is_refused(digits: dict[str, Path], tmp_path: Path) -> No
 
 @pytest.mark.parametrize("samples", [0, -3, 100_000])
 def test_sample_counts_outside_the_data_are_refused(samples: int, tmp_path: Path) -> None:
-    fails(1, str(samples), "extract", NETWORK, "--data", "digits", "--samples", samples, "-o", tmp_path / "s.h5")
+    fails(
+        1, str(samples), "extract", NETWORK, "--data", "digits", "--samples", samples, "-o", tmp_path / "s.h5"
+    )
 
 
 def test_labels_that_are_named_but_missing(digits: dict[str, Path], tmp_path: Path) -> None:
@@ -301,7 +309,15 @@ def test_kappa_outside_its_range(digits: dict[str, Path], tmp_path: Path) -> Non
         *(1, r"kappa must be in \[0, 1\) for a free structure .* got 1\.2"),
         *("sparsify", digits["states"], "--structure", "free", "--kappa", "1.2", "-o", tmp_path / "run"),
     )
-    fails(1, "--kappa must be finite and >= 0", "sparsify", digits["states"], "--kappa=-1", "-o", tmp_path / "run")
+    fails(
+        1,
+        "--kappa must be finite and >= 0",
+        "sparsify",
+        digits["states"],
+        "--kappa=-1",
+        "-o",
+        tmp_path / "run",
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -560,7 +560,12 @@ def test_terminal_lines_fit(
     for baseline, other in ((None, None), (teacher[1], 12_345_678)):
         model = replace(student, baseline_nnz=other or 1000)
         result = evaluate(
-            model, data, baseline=baseline, attack="fgsm", output=tmp_path / "r", overwrite=baseline is not None
+            model,
+            data,
+            baseline=baseline,
+            attack="fgsm",
+            output=tmp_path / "r",
+            overwrite=baseline is not None,
         )
         result["report"], lines = "r", describe(result | {"report": "r"}).splitlines()
         assert max(len(line) for line in lines if teacher[1] not in line) <= 80

@@ -21,7 +21,10 @@ from simtool.solvers import cholesky, conic, native
 
 
 def _agree(rows: RowSet) -> None:
-    ours, referee = certify(rows, native.solve(rows, 1e-6), 1e-6), certify(rows, conic.solve(rows, 1e-6), 1e-6)
+    ours, referee = (
+        certify(rows, native.solve(rows, 1e-6), 1e-6),
+        certify(rows, conic.solve(rows, 1e-6), 1e-6),
+    )
     denominator = np.maximum(ours.primal, 1e-2 * rows.objective.loss_weight * rows.target_norms)
     difference = np.abs(ours.primal - referee.primal)
     assert ours.certified.all(), ours

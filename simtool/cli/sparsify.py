@@ -30,12 +30,16 @@ OBJECTIVES = ["lasso", "l1", "perspective", "elastic-net", "least-squares"]
 @click.option(
     "--lambda1", type=float, help="Loss weight of state rows. [default: .5; .1 for l1, perspective]"
 )
-@click.option("--lambda2", type=float, help="Loss weight of output rows. [default: .5; .1 for l1, perspective]")
+@click.option(
+    "--lambda2", type=float, help="Loss weight of output rows. [default: .5; .1 for l1, perspective]"
+)
 @click.option("--alpha", type=float, help="Weight of the perspective penalty. [default: 1e-3]")
 @click.option("--beta", type=float, help="Weight of the l1 norm. [default: 1e-3 for l1, else 0]")
 @click.option("--gamma", type=float, help="Weight of the squared norm (elastic-net). [default: 1e-2]")
 @click.option("--mean-loss", is_flag=True, help="Divide the loss by the number of samples.")
-@click.option("--solver", type=click.Choice(["native", "bisection", "clarabel"]), default="native", show_default=True)
+@click.option(
+    "--solver", type=click.Choice(["native", "bisection", "clarabel"]), default="native", show_default=True
+)
 @click.option(
     "--tol", type=float, default=1e-6, show_default=True, help="Relative duality gap of a certified row."
 )
