@@ -37,7 +37,7 @@ slow: $(VENV)/installed ## The slowest tests on real parts.
 	$(THREADS) $(BIN)/python -m pytest -q -m "slow and not stress"
 
 stress: $(VENV)/installed ## Full counts: kills, referee rows, random problems.
-	$(THREADS) $(BIN)/python -m pytest -q -m stress
+	$(THREADS) HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -q -m stress
 
 check: lint types test slow ## Everything continuous integration runs.
 

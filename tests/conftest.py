@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples on every run; `make stress` draws new ones (HYPOTHESIS_PROFILE=default).
+settings.register_profile("repeatable", derandomize=True)
+if not os.environ.get("HYPOTHESIS_PROFILE"):
+    settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parents[1]
 

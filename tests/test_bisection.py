@@ -30,6 +30,12 @@ def test_bisection_agrees_with_the_native_solver(
     assert np.all(np.abs(ours.primal - theirs.primal) <= 1e-6 * denominator)
 
 
+def test_a_ball_on_a_whose_features_pull_more_once_the_others_fit() -> None:
+    """||W z||_inf does not close the ball here: the free part of the row uncovers a stronger pull."""
+    rows = make_rows(535071, d=10, m=60, penalty=PENALTIES["all"], kappa=0.05, on_a=True)
+    assert certify(rows, bisection.solve(rows, 1e-6), 1e-6).certified.all()
+
+
 def _trace(warm: bool) -> tuple[np.ndarray, list[bisection.Step]]:
     rows = make_rows(3, d=60, m=300, r=1, kappa=1.5, oddities=False)
     seen: list[tuple[np.ndarray, list[bisection.Step]]] = []

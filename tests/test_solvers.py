@@ -80,6 +80,15 @@ def test_exact_fit_with_slack_kappa() -> None:
     assert (w != 0).sum(axis=1).max() <= 16
 
 
+def test_a_row_with_nothing_left_to_use_is_zero() -> None:
+    """Its only feature is its own state."""
+    rows = make_rows(0, d=1, m=5, r=1, penalty=PENALTIES["elastic-net"], exclude=True)
+    for solver in (native, conic):
+        w = solver.solve(rows, 1e-6)
+        assert not w.any()
+        assert certify(rows, w, 1e-6).certified.all()
+
+
 def test_kappa_zero_gives_the_zero_row() -> None:
     rows = make_rows(10, kappa=0.0)
     assert not native.solve(rows, 1e-6).any()

@@ -1,7 +1,7 @@
 """The thesis's way to a row: bisection on the multiplier of kappa, every step a lasso (thesis Algorithms 1 and 2).
 
 For a multiplier lam the problem Q(lam) has the ball replaced by lam ||w_S||_1; ||w_S(lam)||_1 falls as lam grows, so
-lam is bisected between 0 and ||2 loss_weight W z||_inf until the norm meets kappa. Q is solved by coordinate descent
+lam is bisected between 0 and a bound where w_S vanishes until the norm meets kappa. Q is solved by coordinate descent
 on the Gram matrix, warm-started from the previous step (Algorithm 2) or, for comparison, from zero. The feasible end of
 the bracket is returned. Kept for reproduction and comparison; the native solver needs no bisection.
 """
@@ -109,7 +109,9 @@ def bisect_row(
         steps.append(Step(multiplier, norm, int((w != 0).sum()), int(sweeps)))
         return w.copy(), norm
 
-    low, high = 0.0, float(np.abs(full[row.allowed]).max(initial=0.0))
+    # At reach >= 2 loss_weight ||W_j|| ||r|| for any residual r, w_S is zero: the bracket's feasible end. (The thesis's
+    # ||W z||_inf is that only where S is all of w.)
+    low, high = 0.0, reach
     if not row.has_ball or high == 0.0:
         return solve_at(0.0)[0], steps
     feasible = np.zeros(d)

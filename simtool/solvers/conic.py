@@ -50,6 +50,8 @@ def solve(rows: RowSet, tolerance: float) -> np.ndarray:
         if own >= 0:
             keep[own] = False
         columns = np.flatnonzero(alive)[keep]
+        if not columns.size:
+            continue  # nothing but the zero row is allowed
         bounded = rows.bounded[columns]
         problem = _Problem(features[keep] / unit.feature, unit.scaled(rows.objective), bounded)
         for i in members:
