@@ -56,6 +56,13 @@ def test_clarabel_rows_are_certified_with_exact_zeros(name: str, kappa: float | 
         assert np.array_equal(ours[:, lone] != 0, referee[:, lone] != 0)
 
 
+@pytest.mark.parametrize("name", sorted(PENALTIES))
+@pytest.mark.parametrize("kappa", [None, 0.6])
+def test_scs_rows_are_certified(name: str, kappa: float | None) -> None:
+    rows = make_rows(7, d=12, m=60, r=2, penalty=PENALTIES[name], kappa=kappa)
+    assert certify(rows, conic.solve_scs(rows, 1e-6), 1e-6).certified.all()
+
+
 @pytest.mark.parametrize(
     ("penalty", "kappa"),
     [(Penalty(), 80.0), (Penalty(lam1=0.01), None), (Penalty(lam0=0.01, lam2=0.01), 60.0)],
@@ -95,7 +102,7 @@ def test_kappa_zero_gives_the_zero_row() -> None:
 
 
 def test_unknown_solver_is_named() -> None:
-    with pytest.raises(OptionError, match="known are native, bisection, clarabel"):
+    with pytest.raises(OptionError, match="known are native, bisection, clarabel, scs"):
         solvers.get("simplex")
 
 

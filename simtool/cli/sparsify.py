@@ -38,7 +38,10 @@ OBJECTIVES = ["lasso", "l1", "perspective", "elastic-net", "least-squares"]
 @click.option("--gamma", type=float, help="Weight of the squared norm (elastic-net). [default: 1e-2]")
 @click.option("--mean-loss", is_flag=True, help="Divide the loss by the number of samples.")
 @click.option(
-    "--solver", type=click.Choice(["native", "bisection", "clarabel"]), default="native", show_default=True
+    "--solver",
+    type=click.Choice(["native", "bisection", "clarabel", "scs"]),
+    default="native",
+    show_default=True,
 )
 @click.option(
     "--tol", type=float, default=1e-6, show_default=True, help="Relative duality gap of a certified row."

@@ -13,7 +13,7 @@ import numpy as np
 from simtool.errors import OptionError
 from simtool.problem import RowSet
 
-SOLVERS = ("native", "bisection", "clarabel")
+SOLVERS = ("native", "bisection", "clarabel", "scs")
 
 Solver = Callable[[RowSet, float], np.ndarray]
 
@@ -32,4 +32,8 @@ def get(name: str) -> Solver:
         from simtool.solvers import conic
 
         return conic.solve
+    if name == "scs":
+        from simtool.solvers import conic
+
+        return conic.solve_scs
     raise OptionError(f"unknown solver {name!r}; known are {', '.join(SOLVERS)}.")

@@ -1,9 +1,8 @@
-"""Clarabel through CVXPY: the independent referee, and what the papers' way of solving amounts to.
+"""Cone solvers through CVXPY: Clarabel, the independent referee and what the papers' way of solving amounts to, and SCS.
 
-The problem is compiled once per row set; the target is a parameter. Interior points end with small numbers
-where the answer is zero, so coefficients whose correlation is strictly inside its threshold are set to zero and
-the rest refitted on the remaining face, by one dense linear solve; the refit is kept only if it lowers the
-objective and stays feasible.
+The problem is compiled once per row set; the target is a parameter. Cone solvers end with small numbers where the
+answer is zero, so small coefficients are set to zero and the rest refitted on the remaining face, by one dense
+linear solve; the coarsest cut whose refit costs nothing and stays feasible is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -20,17 +20,39 @@ from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
 from simtool.solvers.feasible import restore_feasibility
 
-# Interior-point accuracy: what Clarabel is asked for, and what may count as zero beside the largest coefficient.
-_ACCURACY = 1e-10
+# What may count as zero beside the largest coefficient.
 _ZERO_CUTS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
 _log = logging.getLogger("simtool")
 
 
+@dataclass(frozen=True)
+class Backend:
+    """A cone solver of CVXPY and the accuracy it is asked for (more than a certificate needs, where it can)."""
+
+    name: str
+    solver: str
+    options: dict[str, Any]
+
+
+CLARABEL = Backend("Clarabel", cp.CLARABEL, {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10})
+SCS = Backend("SCS", cp.SCS, {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 200_000})
+
+
 def solve(rows: RowSet, tolerance: float) -> np.ndarray:
-    """Coefficients (r, d). A row that Clarabel gives up on is logged and left at zero: feasible, never certified
+    """Coefficients (r, d) by Clarabel; see :func:`solve_with`."""
+    return solve_with(CLARABEL, rows, tolerance)
+
+
+def solve_scs(rows: RowSet, tolerance: float) -> np.ndarray:
+    """Coefficients (r, d) by SCS, a first-order method: slower still where it has to be accurate."""
+    return solve_with(SCS, rows, tolerance)
+
+
+def solve_with(backend: Backend, rows: RowSet, tolerance: float) -> np.ndarray:
+    """Coefficients (r, d). A row that the solver gives up on is logged and left at zero: feasible, never certified
     unless zero is optimal, and no reason to lose the other rows."""
-    del tolerance  # asked for more than any certificate needs
+    del tolerance
     design = rows.design
     alive = ~design.dead
     features = design.dense(alive)
@@ -53,7 +75,7 @@ def solve(rows: RowSet, tolerance: float) -> np.ndarray:
         if not columns.size:
             continue  # nothing but the zero row is allowed
         bounded = rows.bounded[columns]
-        problem = _Problem(features[keep] / unit.feature, unit.scaled(rows.objective), bounded)
+        problem = _Problem(features[keep] / unit.feature, unit.scaled(rows.objective), bounded, backend)
         for i in members:
             z = np.asarray(rows.targets[i], dtype=np.float64)
             try:
@@ -89,7 +111,10 @@ class _Unit:
 class _Problem:
     """One compiled CVXPY problem, its target a parameter."""
 
-    def __init__(self, features: np.ndarray, objective: Objective, bounded: np.ndarray) -> None:
+    def __init__(
+        self, features: np.ndarray, objective: Objective, bounded: np.ndarray, backend: Backend
+    ) -> None:
+        self._backend = backend
         d, m = features.shape
         self._target = cp.Parameter(m)
         self._w = cp.Variable(d)
@@ -117,20 +142,16 @@ class _Problem:
             # CVXPY warns "solution may be inaccurate"; the certificate decides that.
             warnings.simplefilter("ignore", UserWarning)
             try:
-                self._problem.solve(
-                    solver=cp.CLARABEL,
-                    tol_gap_abs=_ACCURACY,
-                    tol_gap_rel=_ACCURACY,
-                    tol_feas=_ACCURACY,
-                )
+                self._problem.solve(solver=self._backend.solver, **self._backend.options)
             except cp.error.SolverError as error:
                 raise SolverError(
-                    f"Clarabel gave up on a row ({error}). Use --solver native, or rescale the states "
+                    f"{self._backend.name} gave up on a row ({error}). Use --solver native, or rescale the states "
                     "(simtool extract --rescale)."
                 ) from error
         if self._w.value is None or not np.all(np.isfinite(self._w.value)):
             raise SolverError(
-                f"Clarabel returned no solution for a row (status {self._problem.status}). Use --solver native."
+                f"{self._backend.name} returned no solution for a row (status {self._problem.status}). "
+                "Use --solver native."
             )
         return np.asarray(self._w.value, dtype=np.float64)
 
@@ -143,7 +164,7 @@ def _value(features: np.ndarray, z: np.ndarray, w: np.ndarray, objective: Object
 def _polish(
     features: np.ndarray, z: np.ndarray, w: np.ndarray, objective: Objective, bounded: np.ndarray
 ) -> np.ndarray:
-    """Exact zeros and a refit on the face that Clarabel's answer points at; ``w`` itself if no face is better."""
+    """Exact zeros and a refit on the face that the answer points at; ``w`` itself if no face is better."""
     penalty, kappa = objective.penalty, objective.kappa
     ball = kappa is not None and bool(bounded.any()) and np.abs(w[bounded]).sum() >= kappa * (1.0 - 1e-5)
     kinked = (bounded & ball) | (penalty.slope > 0.0)
