@@ -126,3 +126,17 @@ def test_solver_workers_import_neither_torch_nor_cvxpy() -> None:
 def test_every_public_name_resolves() -> None:
     for name in simtool.__all__:
         assert getattr(simtool, name) is not None
+
+
+def test_what_is_listed_on_both_sides_of_an_arrow_agrees() -> None:
+    """Names that two parts hold because neither may import the other (or because --help must stay light)."""
+    from simtool import certificate, model, solvers
+    from simtool.cli.sparsify import command
+    from simtool.stages.sparsify import options
+
+    assert certificate.KINDS == model.KINDS
+    choices = {p.name: tuple(p.type.choices) for p in command.params if hasattr(p.type, "choices")}
+    assert choices["solver"] == solvers.SOLVERS
+    assert choices["objective"] == options.OBJECTIVES
+    assert choices["structure"] == options.STRUCTURES
+    assert choices["kappa_on"] == options.KAPPA_ON

@@ -273,6 +273,17 @@ def test_layered_rows_of_a_cyclic_teacher_never_use_themselves(
         assert not load_model(run).A.diagonal().any()
 
 
+def test_the_model_of_another_run_is_not_passed_off_as_this_one(
+    digits: dict[str, Path], tmp_path: Path
+) -> None:
+    sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
+    own = (tmp_path / "run" / "model.h5").read_bytes()
+    sparsify(digits["states"], tmp_path / "other", SparsifyOptions(objective="l1", beta=9.0), engine="serial")
+    shutil.copy(tmp_path / "other" / "model.h5", tmp_path / "run" / "model.h5")
+    sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
+    assert (tmp_path / "run" / "model.h5").read_bytes() == own
+
+
 def test_a_changed_spec_is_refused_and_named(digits: dict[str, Path], tmp_path: Path) -> None:
     sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
     with pytest.raises(SpecChanged, match=r"options\.beta = 4\.0, now it is 5\.0"):

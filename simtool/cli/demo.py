@@ -24,7 +24,7 @@ def command(output: Path, as_json: bool, quiet: bool) -> None:
     """Train a small network on scikit-learn's digits, turn it into a sparse implicit model, and report on it."""
     from simtool.demo import demo
 
-    result = demo(output, progress=progress_for(quiet, as_json))
+    result = demo(output, progress=progress_for(quiet))
     emit(result, as_json, describe(result))
 
 

@@ -98,7 +98,7 @@ def command(
         samples=samples,
         seed=seed,
         overwrite=overwrite,
-        progress=progress_for(quiet, as_json),
+        progress=progress_for(quiet),
     )
     emit(result, as_json, describe(result))
 

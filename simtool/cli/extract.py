@@ -71,7 +71,7 @@ def command(
         batch_size=batch_size,
         output=output,
         overwrite=overwrite,
-        progress=progress_for(quiet, as_json),
+        progress=progress_for(quiet),
     )
     lines = [f"  {b['name']:<16} {b['activation']:<16} {b['size']:>8} states" for b in result["blocks"]]
     human = "\n".join(

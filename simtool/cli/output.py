@@ -24,9 +24,8 @@ def emit(result: dict[str, Any], as_json: bool, human: str) -> None:
     click.echo(json.dumps(finite(result), allow_nan=False) if as_json else human)
 
 
-def progress_for(quiet: bool, as_json: bool) -> Progress:
+def progress_for(quiet: bool) -> Progress:
     """A progress display on stderr unless ``quiet``."""
-    del as_json  # progress goes to stderr, JSON to stdout: they do not meet
     return NO_PROGRESS if quiet else TextProgress()
 
 

@@ -72,7 +72,7 @@ def command(
         SparsifyOptions(**options),
         engine=engine,
         workers=workers,
-        progress=progress_for(quiet, as_json),
+        progress=progress_for(quiet),
     )
     emit(result, as_json, describe(result))
     if result["certified"] < result["rows"]:

@@ -141,6 +141,9 @@ class RunFolder:
                 os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
             yield mapped
             mapped.flush()
+            # Rows are proven against these numbers: they must be on the disk before they have their name.
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
             raise OutputError(

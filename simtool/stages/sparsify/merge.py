@@ -17,6 +17,11 @@ from simtool.stages.sparsify.work import CERTIFICATE_FIELDS, Plan
 from simtool.states import States
 
 
+def spec_sha256(spec: dict[str, Any]) -> str:
+    """What a model's fingerprint ``spec`` must be if it was merged from a run with this spec."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+
+
 def merge(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -> ImplicitModel:
     """The model whose rows are the shards of ``folder``; the shards must all be there and valid."""
     parts = [read_shard(folder.shard(index)) for index in range(len(plan.shards))]
@@ -48,7 +53,7 @@ def merge(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -
             "states": spec["states"]["content_sha256"],
             "network": header.network_sha256,
             "data": header.data_sha256,
-            "spec": hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest(),
+            "spec": spec_sha256(spec),
         },
         baseline_nnz=header.baseline_nnz,
         baseline_bytes=header.baseline_bytes,

@@ -23,7 +23,7 @@ from simtool.model import load_model
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.solvers.warm import warm
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
-from simtool.stages.sparsify.merge import merge
+from simtool.stages.sparsify.merge import merge, spec_sha256
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
 from simtool.stages.sparsify.work import Plan, assemble_gram, gram_array, plan_of
 from simtool.states import States, open_states
@@ -127,9 +127,12 @@ def _finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
     if not all(is_valid(folder.shard(index)) for index in range(len(plan.shards))):
         return None
     try:
-        load_model(folder.model)
+        model = load_model(folder.model)
     except SimtoolError as error:
         _log.warning("the model of this finished run is damaged (%s); it is written again", error)
+        return None
+    if model.fingerprints.get("spec") != spec_sha256(folder.read_spec()):
+        _log.warning("the model in this finished run belongs to another run; it is written again")
         return None
     _log.info("%s is finished already; its result is returned", folder.path)
     return {**result, "run": str(folder.path), "model": str(folder.model)}
