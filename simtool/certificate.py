@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simtool.penalty import Penalty
+from simtool.dual_bound import BoxedDualBound, DualBound
 from simtool.problem import RowSet, primal_values
 
 KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality")
@@ -28,8 +28,6 @@ KAPPA_SLACK = 1e-12
 # A dual bound above the primal value by more than rounding means the bound itself is wrong: never certified.
 _ROUNDING_GAP = 1e-9
 _PROJECTION_LIMIT = 1e-9
-_SCALE_STEPS = 24
-_GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 
 
 @dataclass(frozen=True)
@@ -59,19 +57,29 @@ def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
     free = rows.penalty_free
     residual_norms, linear, square, correlation = _projected(rows, w) if free.any() else _one_pass(rows, w)
     primal = primal_values(rows, w, residual_norms)
-    own = rows.excluded >= 0
-    correlation[np.flatnonzero(own), rows.excluded[own]] = 0.0
+    if rows.allowed is not None:
+        correlation[~rows.allowed] = 0.0
+    reach = rows.reach(correlation) if rows.limited.any() else None
 
     projection_error = np.zeros(rows.count)
-    if free.any():
+    # Nothing holds these back in the direction of their correlation: it must vanish.
+    loose = np.broadcast_to(objective.penalty.free & ~rows.bounded, correlation.shape)
+    if reach is not None:
+        loose = loose & np.isinf(reach)
+    if loose.any():
         # Per feature, relative to the largest that theta could reach: 2 loss_weight ||z|| ||W_j||.
-        largest = 2.0 * objective.loss_weight * np.sqrt(np.outer(rows.target_norms, _squares(rows, free)))
-        error = np.abs(correlation[:, free])
+        largest = 2.0 * objective.loss_weight * np.sqrt(np.outer(rows.target_norms, rows.design.squares))
+        error = np.where(loose, np.abs(correlation), 0.0)
         relative_error = np.divide(error, largest, out=np.zeros_like(error), where=largest > 0)
         projection_error = relative_error.max(axis=1, initial=0.0)
-        correlation[:, free] = 0.0
+        correlation[loose] = 0.0
 
-    bound = _DualBound(linear, square, np.abs(correlation), rows.bounded, objective.penalty, objective.kappa)
+    size = np.abs(correlation)
+    bound: DualBound | BoxedDualBound
+    if reach is None:
+        bound = DualBound(linear, square, size, rows.bounded, objective.penalty, objective.kappa)
+    else:
+        bound = BoxedDualBound(linear, square, size, reach, rows.bounded, objective.penalty, objective.kappa)
     dual, multiplier = bound.best()
 
     relative = _relative_gap(rows, primal, dual)
@@ -83,7 +91,12 @@ def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
         & (norm <= kappa * (1.0 + KAPPA_SLACK))
         & (projection_error <= _PROJECTION_LIMIT)
     )
-    certified[own] &= w[np.flatnonzero(own), rows.excluded[own]] == 0.0
+    if rows.allowed is not None:
+        certified &= ~np.any((w != 0.0) & ~rows.allowed, axis=1)
+    if rows.lower is not None:
+        certified &= (w >= rows.lower).all(axis=1)
+    if rows.upper is not None:
+        certified &= (w <= rows.upper).all(axis=1)
     return Certificates(
         primal=primal,
         dual=dual,
@@ -91,7 +104,7 @@ def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
         kappa_slack=kappa - norm,
         multiplier=multiplier,
         projection_error=projection_error,
-        kind=np.full(rows.count, NORMAL_EQUATIONS if free.any() else DUALITY_GAP, dtype=np.uint8),
+        kind=np.full(rows.count, NORMAL_EQUATIONS if loose.any() else DUALITY_GAP, dtype=np.uint8),
         certified=certified,
     )
 
@@ -102,7 +115,7 @@ def _one_pass(rows: RowSet, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     norms, linear = np.zeros(rows.count), np.zeros(rows.count)
     correlation = np.zeros((rows.count, rows.design.d))
     for samples, tile in rows.design.tiles():
-        target = np.asarray(rows.targets[:, samples], dtype=np.float64)
+        target = rows.target(samples)
         residual = target - w @ tile
         norms += np.einsum("ij,ij->i", residual, residual)
         linear += np.einsum("ij,ij->i", residual, target)
@@ -115,13 +128,13 @@ def _projected(rows: RowSet, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     weight = rows.objective.loss_weight
     residual = np.empty((rows.count, rows.design.m))
     for samples, tile in rows.design.tiles():
-        residual[:, samples] = np.asarray(rows.targets[:, samples], dtype=np.float64) - w @ tile
+        residual[:, samples] = rows.target(samples) - w @ tile
     norms = np.einsum("ij,ij->i", residual, residual)
     theta = rows.free_basis.project_out(residual)
     linear = np.zeros(rows.count)
     correlation = np.zeros((rows.count, rows.design.d))
     for samples, tile in rows.design.tiles():
-        target = np.asarray(rows.targets[:, samples], dtype=np.float64)
+        target = rows.target(samples)
         linear += np.einsum("ij,ij->i", theta[:, samples], target)
         correlation += theta[:, samples] @ tile.T
     square = np.einsum("ij,ij->i", theta, theta)
@@ -136,107 +149,3 @@ def _relative_gap(rows: RowSet, primal: np.ndarray, dual: np.ndarray) -> np.ndar
     relative = np.divide(gap, denominator, out=np.full(gap.shape, np.inf), where=denominator > 0)
     relative[vanishing] = 0.0
     return np.where(np.isfinite(relative), relative, np.inf)
-
-
-def _squares(rows: RowSet, features: np.ndarray) -> np.ndarray:
-    """||W_j||^2 of each of ``features``."""
-    total = np.zeros(int(features.sum()))
-    for _, tile in rows.design.tiles():
-        total += np.einsum("ij,ij->i", tile[features], tile[features])
-    return total
-
-
-class _DualBound:
-    """The bound as a concave function of the scale s of theta, with mu maximised exactly for every s."""
-
-    def __init__(
-        self,
-        linear: np.ndarray,
-        square: np.ndarray,
-        correlation: np.ndarray,
-        bounded: np.ndarray,
-        penalty: Penalty,
-        kappa: float | None,
-    ) -> None:
-        self.linear, self.square, self.penalty = linear, square, penalty
-        self.kappa = 0.0 if kappa is None else kappa
-        self.inside = -np.sort(-correlation[:, bounded], axis=1)
-        self.outside = correlation[:, ~bounded]
-
-    def best(self) -> tuple[np.ndarray, np.ndarray]:
-        """The largest bound found and its mu, per row."""
-        return self._without_curvature() if self.penalty.lam2 == 0 else self._with_curvature()
-
-    def _without_curvature(self) -> tuple[np.ndarray, np.ndarray]:
-        """lam2 = 0: the conjugate is an indicator, and the best s is one of two vertices."""
-        slope = self.penalty.slope
-        top = self.inside.max(axis=1, initial=0.0)
-        largest = np.minimum(_ratio(slope, self.outside.max(axis=1, initial=0.0)), 1.0)
-        corner = np.minimum(_ratio(slope, top), largest)
-        stationary = _ratio(self.linear, 2.0 * self.square)
-        below = np.clip(stationary, 0.0, corner)
-        above = np.clip(_ratio(self.linear - self.kappa * top, 2.0 * self.square), corner, largest)
-        best = np.full(self.linear.shape, -np.inf)
-        multiplier = np.zeros_like(best)
-        for s in (below, above):
-            s = np.where(np.isfinite(s), s, 0.0)
-            mu = np.maximum(s * top - slope, 0.0)
-            value = s * self.linear - s * s * self.square - self.kappa * mu
-            better = value > best
-            best, multiplier = np.where(better, value, best), np.where(better, mu, multiplier)
-        return best, multiplier
-
-    def _with_curvature(self) -> tuple[np.ndarray, np.ndarray]:
-        """lam2 > 0: s = 1 is nearly right; a golden section below it takes off what rounding left over."""
-        one = np.ones_like(self.linear)
-        best, multiplier = self._at(one)
-        top = np.maximum(
-            self.inside.max(axis=1, initial=0.0) - multiplier, self.outside.max(axis=1, initial=0.0)
-        )
-        low, high = np.minimum(_ratio(self.penalty.slope, top), 1.0), one
-        for _ in range(_SCALE_STEPS):
-            left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-            (value_left, mu_left), (value_right, mu_right) = self._at(left), self._at(right)
-            go_left = value_left > value_right
-            value, mu = np.where(go_left, value_left, value_right), np.where(go_left, mu_left, mu_right)
-            better = value > best
-            best, multiplier = np.where(better, value, best), np.where(better, mu, multiplier)
-            low, high = np.where(go_left, low, left), np.where(go_left, right, high)
-        return best, multiplier
-
-    def _at(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bound and best mu at scale ``s`` (r,), lam2 > 0."""
-        mu = self._best_multiplier(s)
-        value = s * self.linear - s * s * self.square - self.kappa * mu
-        value -= self.penalty.conjugate(s[:, None] * self.inside, mu[:, None]).sum(axis=1)
-        value -= self.penalty.conjugate(s[:, None] * self.outside).sum(axis=1)
-        return value, mu
-
-    def _best_multiplier(self, s: np.ndarray) -> np.ndarray:
-        """argmax over mu >= 0 of -kappa mu - sum over S of pen*_mu.
-
-        The derivative falls in mu: -kappa + sum over {s v_j > slope + mu} of ( knee + (s v_j - slope - mu) /
-        (2 lam2) ). With S sorted, k features inside give the root mu_k by prefix sums; the answer is the first
-        k at which the derivative at the next breakpoint is no longer positive.
-        """
-        r, size = self.inside.shape
-        if size == 0:
-            return np.zeros(r)
-        pen = self.penalty
-        v = s[:, None] * self.inside
-        counts = np.arange(1, size + 1)
-        prefix = np.cumsum(v, axis=1)
-        following = np.concatenate([v[:, 1:], np.zeros((r, 1))], axis=1)
-        # At mu + slope = v_{k+1} exactly k features count; positive means the optimum mu is at least there.
-        pull = counts * pen.knee + (prefix - counts * following) / (2.0 * pen.lam2) - self.kappa
-        k = np.minimum((pull <= 0).sum(axis=1), size - 1)
-        at = np.arange(r)
-        root = (prefix[at, k] - 2.0 * pen.lam2 * (self.kappa - (k + 1) * pen.knee)) / (k + 1)
-        threshold = np.clip(root, following[at, k], v[at, k])
-        return np.maximum(threshold - pen.slope, 0.0)
-
-
-def _ratio(numerator: np.ndarray | float, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator, +inf where the denominator is 0."""
-    top = np.broadcast_to(np.asarray(numerator, dtype=float), denominator.shape)
-    return np.divide(top, denominator, out=np.full(denominator.shape, np.inf), where=denominator > 0)

@@ -66,12 +66,28 @@ class Penalty:
             return self.slope * s
         return self.slope * s + self.lam2 * np.maximum(s - self.knee, 0.0) ** 2
 
-    def conjugate(self, v: np.ndarray, multiplier: np.ndarray | float = 0.0) -> np.ndarray:
-        """sup over w of ( v w - pen(w) - multiplier |w| ), elementwise; infinite where nothing bounds it."""
+    def conjugate(
+        self, v: np.ndarray, multiplier: np.ndarray | float = 0.0, reach: np.ndarray | None = None
+    ) -> np.ndarray:
+        """sup over w of ( v w - pen(w) - multiplier |w| ), elementwise; infinite where nothing bounds it.
+
+        ``reach`` bounds w in the direction of v: 0 <= w sign(v) <= reach.
+        """
         excess = np.maximum(np.abs(v) - self.slope - multiplier, 0.0)
+        if reach is None:
+            if self.lam2 == 0:
+                return np.where(excess > 0, np.inf, 0.0)
+            return excess * self.knee + excess * excess / (4.0 * self.lam2)
+        size = self.maximiser(excess, reach)
+        with np.errstate(invalid="ignore"):
+            value = excess * size - self.lam2 * np.maximum(size - self.knee, 0.0) ** 2
+        return np.where(np.isposinf(size), np.inf, value)
+
+    def maximiser(self, excess: np.ndarray, reach: np.ndarray) -> np.ndarray:
+        """The least |w| <= ``reach`` at which the conjugate's supremum is attained, for |v| - slope - multiplier = ``excess``."""
         if self.lam2 == 0:
-            return np.where(excess > 0, np.inf, 0.0)
-        return excess * self.knee + excess * excess / (4.0 * self.lam2)
+            return np.where(excess > 0, reach, 0.0)
+        return np.where(excess > 0, np.minimum(self.knee + excess / (2.0 * self.lam2), reach), 0.0)
 
     def prox(self, v: np.ndarray, step: float) -> np.ndarray:
         """argmin over w of ( pen(w) + (w - v)^2 / (2 step) ), elementwise; ``step`` > 0."""

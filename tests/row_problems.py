@@ -30,8 +30,14 @@ def make_rows(
     exclude: bool = False,
     scale: float = 1.0,
     oddities: bool = True,
+    bounds: str = "none",
+    masked: bool = False,
+    weighted: bool = False,
 ) -> RowSet:
-    """``r`` rows on a design with a zero column, a duplicate, and a constant; targets sparse plus noise."""
+    """``r`` rows on a design with a zero column, a duplicate, and a constant; targets sparse plus noise.
+
+    ``bounds`` is none, sign (w >= 0), box (half of the features within [-.3, .2]) or mixed.
+    """
     rng = np.random.default_rng(seed)
     w = rng.standard_normal((d, m))
     if oddities and d > 4:
@@ -43,12 +49,28 @@ def make_rows(
     z = truth @ w + 0.3 * rng.standard_normal((r, m))
     bounded = np.arange(d) < (d // 2 if on_a else d)
     excludable = exclude and r <= d and (penalty.slope > 0 or (kappa is not None and r <= bounded.sum()))
+    allowed = np.arange(d) != np.arange(r)[:, None] if excludable else None
+    lower, upper = np.full(d, -np.inf), np.full(d, np.inf)
+    if bounds in ("sign", "mixed"):
+        lower[:] = 0.0
+    if bounds in ("box", "mixed"):
+        lower[::2], upper[::2] = np.where(lower[::2] == 0.0, 0.0, -0.3), 0.2
+    if masked:
+        mask = rng.random((r, d)) < 0.6
+        if penalty.slope == 0:  # what only some rows may use must have a reason to be zero
+            mask[:, ~bounded | (kappa is None)] = True
+        allowed = mask if allowed is None else allowed & mask
     return RowSet(
-        Design((scale * w).astype(np.float32)),
+        Design(
+            (scale * w).astype(np.float32),
+            sample_weight=rng.integers(0, 3, m).astype(float) if weighted else None,
+        ),
         (scale * z).astype(np.float32),
         Objective(0.5, penalty, kappa),
         bounded,
-        np.arange(r) if excludable else np.full(r, -1),
+        allowed,
+        None if bounds == "none" else lower,
+        None if bounds == "none" else upper,
     )
 
 
@@ -65,4 +87,7 @@ def row_sets(draw: st.DrawFn) -> RowSet:
         on_a=draw(st.booleans()),
         exclude=draw(st.booleans()),
         scale=draw(st.sampled_from([1e-3, 1.0, 1e3])),
+        bounds=draw(st.sampled_from(["none", "none", "sign", "box", "mixed"])),
+        masked=draw(st.booleans()),
+        weighted=draw(st.booleans()),
     )

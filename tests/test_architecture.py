@@ -19,8 +19,9 @@ ALLOWED: dict[str, set[str]] = {
     # the mathematics, in the order of its arrows
     "penalty": set(),
     "problem": {"penalty"},
-    "certificate": {"penalty", "problem"},
-    "solvers": {"penalty", "problem", "certificate"},
+    "dual_bound": {"penalty"},
+    "certificate": {"penalty", "dual_bound", "problem"},
+    "solvers": {"penalty", "dual_bound", "problem", "certificate"},
     # the infrastructure
     "hdf5": set(),
     "states": {"hdf5"},
@@ -31,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": set(),
     # above both
     "stages": {
-        *("penalty", "problem", "certificate", "solvers"),
+        *("penalty", "dual_bound", "problem", "certificate", "solvers"),
         *("hdf5", "states", "data", "model", "networks", "rescale", "engines"),
     },
     "report": {"model", "networks", "stages", "hdf5"},

@@ -73,7 +73,7 @@ def _rows_of(run: Path, states: Path, chosen: np.ndarray) -> list[tuple[RowSet, 
             t[rows],
             objective_of(plan.options, group.is_output, plan.m),
             plan.bounded(group),
-            rows if group.excludes_itself else np.full(rows.size, -1),
+            plan.allowed(group, rows),
         )
         out.append((problem, stored[:, group.features]))
     return out

@@ -28,7 +28,9 @@ def _agree(rows: RowSet) -> None:
     denominator = np.maximum(ours.primal, 1e-2 * rows.objective.loss_weight * rows.target_norms)
     difference = np.abs(ours.primal - referee.primal)
     assert ours.certified.all(), ours
-    assert np.all(difference <= 1e-6 * denominator), (ours.primal, referee.primal)
+    # Clarabel gives up on some rows in extreme units (and logs it); the certificate above has judged those already.
+    judged = referee.certified | (0.1 < np.abs(rows.targets).max() < 100.0)
+    assert np.all((difference <= 1e-6 * denominator)[judged]), (ours.primal, referee.primal)
 
 
 @settings(deadline=None, max_examples=40)
@@ -81,7 +83,7 @@ def test_exact_fit_with_slack_kappa() -> None:
     rng = np.random.default_rng(9)
     base = make_rows(9, d=40, m=15, kappa=1e4, oddities=False)
     targets = (rng.standard_normal((2, 40)) @ base.design.dense(np.arange(40))).astype(np.float32)
-    rows = RowSet(base.design, targets, base.objective, base.constrained, np.full(2, -1))
+    rows = RowSet(base.design, targets, base.objective, base.constrained)
     w = native.solve(rows, 1e-6)
     assert certify(rows, w, 1e-6).certified.all()
     assert (w != 0).sum(axis=1).max() <= 16

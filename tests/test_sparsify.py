@@ -175,7 +175,7 @@ def test_stored_certificates_can_be_recomputed_from_the_model(
                 t[rows],
                 objective_of(plan.options, group.is_output, plan.m),
                 plan.bounded(group),
-                rows if group.excludes_itself else np.full(rows.size, -1),
+                plan.allowed(group, rows),
             ),
             np.ascontiguousarray(dense[:, group.features]),
             1e-6,

@@ -21,7 +21,7 @@ _MOST_HALVINGS = 200
 
 
 @njit(cache=True, error_model="numpy")
-def _descend(gram, b, two_l, slopes, lam2, knee, allowed, w, gradient, limit, most_sweeps):
+def _descend(gram, b, two_l, slopes, lam2, knee, lower, upper, w, gradient, limit, most_sweeps):
     """Coordinate descent on Q in place: ``gradient`` is kept at two_l (b - G w). Returns the sweeps it took.
 
     Ends when no coordinate violates its optimality condition by more than ``limit``.
@@ -31,7 +31,7 @@ def _descend(gram, b, two_l, slopes, lam2, knee, allowed, w, gradient, limit, mo
         worst = 0.0
         for j in range(d):
             h = two_l * gram[j, j]
-            if not allowed[j] or h == 0.0:
+            if h == 0.0 or lower[j] == upper[j]:
                 continue
             old = w[j]
             pull = gradient[j] + h * old
@@ -43,6 +43,7 @@ def _descend(gram, b, two_l, slopes, lam2, knee, allowed, w, gradient, limit, mo
                     new = (size + 2.0 * lam2 * knee) / (h + 2.0 * lam2)
                 if pull < 0.0:
                     new = -new
+                new = min(max(new, lower[j]), upper[j])
             change = new - old
             if change != 0.0:
                 w[j] = new
@@ -99,7 +100,8 @@ def bisect_row(
             slopes,
             row.penalty.lam2,
             row.penalty.knee,
-            row.allowed,
+            row.lower,
+            row.upper,
             w,
             gradient,
             limit,

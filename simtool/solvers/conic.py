@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cvxpy as cp
@@ -63,27 +63,35 @@ def solve_with(backend: Backend, rows: RowSet, tolerance: float) -> np.ndarray:
         feature=float(np.sqrt(np.square(features).sum(axis=1).max(initial=0.0))) or 1.0,
     )
     out = np.zeros((rows.count, design.d))
-    groups: dict[int, list[int]] = {}
-    position = {int(j): i for i, j in enumerate(np.flatnonzero(alive))}
-    for i, own in enumerate(rows.excluded):
-        groups.setdefault(position.get(int(own), -1), []).append(i)
-    for own, members in groups.items():
-        keep = np.ones(features.shape[0], dtype=bool)
-        if own >= 0:
-            keep[own] = False
-        columns = np.flatnonzero(alive)[keep]
+    allowed = np.broadcast_to(alive, out.shape) if rows.allowed is None else rows.allowed & alive
+    patterns, members_of = np.unique(allowed, axis=0, return_inverse=True)
+    members_of = members_of.reshape(-1)
+    targets = rows.target()
+    for index, pattern in enumerate(patterns):
+        members = np.flatnonzero(members_of == index)
+        columns = np.flatnonzero(pattern)
+        keep = pattern[alive]
         if not columns.size:
             continue  # nothing but the zero row is allowed
         bounded = rows.bounded[columns]
-        problem = _Problem(features[keep] / unit.feature, unit.scaled(rows.objective), bounded, backend)
+        least = None if rows.lower is None else rows.lower[columns]
+        most = None if rows.upper is None else rows.upper[columns]
+        problem = _Problem(
+            features[keep] / unit.feature,
+            unit.scaled(rows.objective),
+            bounded,
+            backend,
+            None if least is None else least * (unit.feature / unit.target),
+            None if most is None else most * (unit.feature / unit.target),
+        )
         for i in members:
-            z = np.asarray(rows.targets[i], dtype=np.float64)
+            z = targets[i]
             try:
                 w = problem.solve(z / unit.target) * (unit.target / unit.feature)
             except SolverError as error:
                 _log.warning("row %d of its shard: %s", i, error)
                 continue
-            out[i, columns] = _polish(features[keep], z, w, rows.objective, bounded)
+            out[i, columns] = _polish_inside(features[keep], z, w, rows.objective, bounded, least, most)
     return restore_feasibility(rows, out)
 
 
@@ -112,7 +120,13 @@ class _Problem:
     """One compiled CVXPY problem, its target a parameter."""
 
     def __init__(
-        self, features: np.ndarray, objective: Objective, bounded: np.ndarray, backend: Backend
+        self,
+        features: np.ndarray,
+        objective: Objective,
+        bounded: np.ndarray,
+        backend: Backend,
+        lower: np.ndarray | None = None,
+        upper: np.ndarray | None = None,
     ) -> None:
         self._backend = backend
         d, m = features.shape
@@ -134,6 +148,10 @@ class _Problem:
             cost += penalty.lam2 * cp.sum_squares(self._w)
         if objective.kappa is not None and bounded.any():
             constraints.append(cp.norm1(self._w[np.flatnonzero(bounded)]) <= objective.kappa)
+        for bound, side in ((lower, 1.0), (upper, -1.0)):
+            finite = np.flatnonzero(np.isfinite(bound)) if bound is not None else np.zeros(0, dtype=int)
+            if bound is not None and finite.size:
+                constraints.append(side * self._w[finite] >= side * bound[finite])
         self._problem = cp.Problem(cp.Minimize(cost), constraints)
 
     def solve(self, z: np.ndarray) -> np.ndarray:
@@ -159,6 +177,42 @@ class _Problem:
 def _value(features: np.ndarray, z: np.ndarray, w: np.ndarray, objective: Objective) -> float:
     residual = z - w @ features
     return float(objective.loss_weight * residual @ residual + objective.penalty.value(w).sum())
+
+
+def _polish_inside(
+    features: np.ndarray,
+    z: np.ndarray,
+    w: np.ndarray,
+    objective: Objective,
+    bounded: np.ndarray,
+    lower: np.ndarray | None,
+    upper: np.ndarray | None,
+) -> np.ndarray:
+    """:func:`_polish` with bounds: coefficients next to a bound are put on it, and the rest is polished around them."""
+    if lower is None and upper is None:
+        return _polish(features, z, w, objective, bounded)
+    least = np.full(w.size, -np.inf) if lower is None else lower
+    most = np.full(w.size, np.inf) if upper is None else upper
+    best = np.clip(w, least, most)
+    limit = _value(features, z, best, objective) * (1.0 + 1e-9)
+    for cut in _ZERO_CUTS:
+        near = cut * np.abs(w).max(initial=0.0)
+        fixed = np.where(w >= most - near, most, np.where(w <= least + near, least, np.nan))
+        held = np.isfinite(fixed)
+        free = ~held
+        candidate = np.where(held, fixed, 0.0)
+        kappa = objective.kappa
+        if kappa is not None:
+            kappa -= float(np.abs(candidate[bounded]).sum())
+            if kappa < 0:
+                continue
+        if free.any():
+            rest = replace(objective, kappa=kappa)
+            candidate[free] = _polish(features[free], z - candidate @ features, w[free], rest, bounded[free])
+        inside = bool(np.all((candidate >= least) & (candidate <= most)))
+        if inside and _value(features, z, candidate, objective) <= limit:
+            return candidate
+    return best
 
 
 def _polish(

@@ -27,10 +27,12 @@ _log = logging.getLogger("simtool")
 class ReducedRow:
     """One row in the features that are left.
 
-        minimise  loss_weight (square - 2 correlation' w + w' gram w) + sum pen(w_j)   s.t.  ||w_S||_1 <= kappa
+        minimise  loss_weight (square - 2 correlation' w + w' gram w) + sum pen(w_j)
+        s.t.      ||w_S||_1 <= kappa,  lower <= w <= upper
 
-    ``gram`` (d, d), ``correlation`` (d,), ``inside`` (d,) bool = S (empty without kappa), ``allowed`` (d,) bool;
-    ``reference`` is ||z||^2 before the elimination, to which accuracies refer; ``samples`` is m.
+    ``gram`` (d, d), ``correlation`` (d,), ``inside`` (d,) bool = S (empty without kappa); ``lower``, ``upper`` (d,)
+    contain 0, and are 0 where the row may not use the feature; ``reference`` is ||z||^2 before the elimination,
+    to which accuracies refer; ``samples`` is m.
     """
 
     gram: np.ndarray
@@ -41,7 +43,8 @@ class ReducedRow:
     penalty: Penalty
     kappa: float
     inside: np.ndarray
-    allowed: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
     samples: int
 
     @property
@@ -61,7 +64,7 @@ def solve_rows(rows: RowSet, tolerance: float, row_solver: RowSolver) -> np.ndar
     usable = ~design.dead
     if kappa == 0.0:
         usable = usable & ~bounded
-    smooth = usable & ~bounded & (penalty.slope == 0.0)
+    smooth = usable & rows.smooth
     pivoted = np.flatnonzero(usable & ~smooth)
     w = np.zeros((rows.count, design.d))
     ridge = penalty.lam2 / objective.loss_weight
@@ -70,12 +73,10 @@ def solve_rows(rows: RowSet, tolerance: float, row_solver: RowSolver) -> np.ndar
     if pivoted.size:
         reduced = _reduce(rows, pivoted, space)
         inside = bounded[pivoted]
-        position = {int(j): i for i, j in enumerate(pivoted)}
+        least = np.full(design.d, -np.inf) if rows.lower is None else rows.lower
+        most = np.full(design.d, np.inf) if rows.upper is None else rows.upper
         for i in range(rows.count):
-            allowed = reduced.alive.copy()
-            own = position.get(int(rows.excluded[i]))
-            if own is not None:
-                allowed[own] = False
+            usable_here = reduced.alive if rows.allowed is None else reduced.alive & rows.allowed[i, pivoted]
             row = row_solver(
                 ReducedRow(
                     gram=reduced.gram,
@@ -86,7 +87,8 @@ def solve_rows(rows: RowSet, tolerance: float, row_solver: RowSolver) -> np.ndar
                     penalty=penalty,
                     kappa=0.0 if kappa is None else float(kappa),
                     inside=inside,
-                    allowed=allowed,
+                    lower=np.where(usable_here, least[pivoted], 0.0),
+                    upper=np.where(usable_here, most[pivoted], 0.0),
                     samples=design.m,
                 ),
                 tolerance,
@@ -100,7 +102,7 @@ def solve_rows(rows: RowSet, tolerance: float, row_solver: RowSolver) -> np.ndar
         w = restore_feasibility(rows, w)
 
     if space is not None:
-        left_over = np.array(rows.targets, dtype=np.float64)
+        left_over = np.array(rows.target())
         if pivoted.size:
             for samples, tile in design.tiles():
                 left_over[:, samples] -= w @ tile
@@ -134,11 +136,11 @@ def _reduce(rows: RowSet, pivoted: np.ndarray, space: RowSpace | None) -> _Reduc
         gram = design.gram
         if pivoted.size < design.d:
             gram = gram[np.ix_(pivoted, pivoted)]
-        correlation = design.correlate(rows.targets)[pivoted]
+        correlation = rows.correlation()[pivoted]
         alive = np.ones(pivoted.size, dtype=bool)
         return _Reduced(np.ascontiguousarray(gram), correlation, rows.target_norms, alive)
     features = design.dense(pivoted)
-    targets = np.asarray(rows.targets, dtype=np.float64)
+    targets = rows.target()
     gram = space.shrink_out(features) @ features.T
     left_over = space.shrink_out(targets)
     squares = np.maximum(np.einsum("ij,ij->i", targets, left_over), 0.0)

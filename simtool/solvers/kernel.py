@@ -1,14 +1,16 @@
 """The compiled active-set kernel: one row, given its Gram matrix, solved to the end of a finite process.
 
-    minimise   L (w' G w - 2 b' w) + sum_j slope |w_j| + lam2 (|w_j| - knee)_+^2   s.t.  ||w_S||_1 <= kappa
+    minimise   L (w' G w - 2 b' w) + sum_j slope |w_j| + lam2 (|w_j| - knee)_+^2
+    s.t.       ||w_S||_1 <= kappa,   lower <= w <= upper   (0 among them)
 
-is piecewise quadratic. A *face* fixes which features are active, their signs, which of them lie beyond the knee
-and whether the ball ||w_S||_1 = kappa binds. On a face the minimiser is one linear solve, and the multiplier mu
-of the ball comes out of the same solve, so there is no bisection. The kernel walks from face to face, lowering
-the objective: move towards the face's minimiser, stop at the first breakpoint (a coefficient reaching zero or
-the knee, the ball beginning to bind), change the face, repeat; once at the minimiser, let in the features whose
-correlation exceeds the threshold most. A singular face is met by a relative ridge of 1e-11 on H that later steps
-take off again (a proximal point iteration), never by an error.
+is piecewise quadratic. A *face* fixes which features are active, their signs, which of them lie beyond the knee,
+which are held at a bound, and whether the ball ||w_S||_1 = kappa binds. On a face the minimiser is one linear
+solve, and the multiplier mu of the ball comes out of the same solve, so there is no bisection. The kernel walks
+from face to face, lowering the objective: move towards the face's minimiser, stop at the first breakpoint (a
+coefficient reaching zero, the knee or a bound, the ball beginning to bind), change the face, repeat; once at the
+minimiser, let in the features whose correlation exceeds the threshold most, and let go of those that pull away
+from their bound. A singular face is met by a relative ridge of 1e-11 on H that later steps take off again (a
+proximal point iteration), never by an error.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from numba import njit
 from simtool.solvers import cholesky
 
 SOLVED, OUT_OF_PIVOTS = 0, 1
+# ``place`` of a feature that is not in the face: out at zero, or held at a bound.
+_OUT, _HELD = -1, -2
 
 _RIDGE = 1e-11
 _REFINEMENTS = 40
@@ -44,7 +48,7 @@ def _enter(gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j,
 def _leave(factor, active, sign, beyond, place, k, position):
     """Remove the feature at ``position`` from the face; returns the new k."""
     cholesky.delete(factor, k, position)
-    place[active[position]] = -1
+    place[active[position]] = _OUT
     for i in range(position, k - 1):
         active[i], sign[i], beyond[i] = active[i + 1], sign[i + 1], beyond[i + 1]
         place[active[i]] = i
@@ -52,14 +56,28 @@ def _leave(factor, active, sign, beyond, place, k, position):
 
 
 @njit(cache=True)
-def _gradients(gram, b, two_l, w, active, k, at, out):
-    """out[i] = 2 L (b - G w)_{at[i]}; ``w`` is non-zero on active[:k] only."""
-    for i in range(at.shape[0]):
+def _gradients(gram, b, two_l, w, active, k, held, h, at, count, out):
+    """out[i] = 2 L (b - G w)_{at[i]} for i < ``count``; ``w`` is non-zero on active[:k] and held[:h] only."""
+    for i in range(count):
         row = gram[at[i]]
         total = 0.0
         for j in range(k):
             total += row[active[j]] * w[active[j]]
+        for j in range(h):
+            total += row[held[j]] * w[held[j]]
         out[i] = two_l * (b[at[i]] - total)
+
+
+@njit(cache=True)
+def _most(keys, items, count, wanted):
+    """Bring the ``wanted`` largest of keys[:count], with their items, to the front, the largest first."""
+    for t in range(wanted):
+        best = t
+        for i in range(t + 1, count):
+            if keys[i] > keys[best]:
+                best = i
+        keys[t], keys[best] = keys[best], keys[t]
+        items[t], items[best] = items[best], items[t]
 
 
 # Divisions follow IEEE rules (the caller refuses what is not finite) rather than raise from compiled code.
@@ -76,7 +94,9 @@ def solve_row(
     inside,
     kappa,
     has_ball,
-    allowed,
+    lower,
+    upper,
+    start,
     tolerance,
     samples,
     max_pivots,
@@ -84,16 +104,22 @@ def solve_row(
     """Solve one row.
 
     Parameters: ``gram`` (d, d), ``b`` (d,) = W z, ``z_square`` = ||z||^2, ``reference`` =
-    ||z||^2 before features were eliminated (accuracies are relative to it), ``inside`` (d,) bool = S, ``allowed``
-    (d,) bool, ``samples`` = m. Returns (w (d,), mu, pivots, status); ``w`` has exact zeros off the final face.
+    ||z||^2 before features were eliminated (accuracies are relative to it), ``inside`` (d,) bool = S, ``lower``
+    and ``upper`` (d,) around 0 (both 0 where a feature is not allowed), ``start`` (d,) a feasible point to walk
+    from, ``samples`` = m. Returns (w (d,), mu, pivots, status); ``w`` has exact zeros off the final face.
     """
     d = b.shape[0]
     two_l = 2.0 * loss_weight
     w = np.zeros(d)
-    capacity = min(d, 64)
+    used = 0
+    for j in range(d):
+        if start[j] != 0.0:
+            used += 1
+    capacity = min(d, max(64, used))
     factor = np.zeros((capacity, capacity))
     active = np.empty(d, np.int64)
-    place = np.full(d, -1, np.int64)
+    held = np.empty(d, np.int64)
+    place = np.full(d, _OUT, np.int64)
     sign = np.empty(d)
     beyond = np.zeros(d, np.bool_)
     column = np.empty(d)
@@ -105,7 +131,7 @@ def solve_row(
     v = two_l * b
     largest = 0.0
     for j in range(d):
-        if allowed[j]:
+        if lower[j] < upper[j]:
             largest = max(largest, gram[j, j])
     rounding = _ROUNDING * two_l * np.sqrt(reference * largest)
     # The quadratic zone begins at zero when the knee is there, so it is never entered or left.
@@ -113,8 +139,22 @@ def solve_row(
     bends = lam2 > 0.0 and knee > 0.0
 
     k = 0
+    h = 0
     mu = 0.0
-    ball = False
+    norm = 0.0
+    for j in range(d):
+        if start[j] != 0.0:
+            w[j] = start[j]
+            if inside[j]:
+                norm += abs(w[j])
+            if w[j] == lower[j] or w[j] == upper[j]:
+                held[h], place[j] = j, _HELD
+                h += 1
+            else:
+                s = 1.0 if w[j] > 0.0 else -1.0
+                outer = always_quadratic or (bends and abs(w[j]) > knee)
+                k = _enter(gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j, s, outer)
+    ball = has_ball and norm >= kappa * (1.0 - 1e-12)
     pivots = 0
     while pivots < max_pivots:
         # --- to the minimiser of the current face -------------------------------------------------------
@@ -122,7 +162,7 @@ def solve_row(
         refinements = 0
         previous = np.inf
         while not settled and pivots < max_pivots:
-            _gradients(gram, b, two_l, w, active, k, active[:k], c)
+            _gradients(gram, b, two_l, w, active, k, held, h, active, k, c)
             norm = 0.0
             members = 0
             for i in range(k):
@@ -133,6 +173,9 @@ def solve_row(
                 if inside[j]:
                     norm += abs(w[j])
                     members += 1
+            for i in range(h):
+                if inside[held[i]]:
+                    norm += abs(w[held[i]])
             if ball and members == 0:
                 ball = False
                 mu = 0.0
@@ -160,6 +203,7 @@ def solve_row(
             alpha = 1.0
             blocker = -1
             to_zero = False
+            to_bound = False
             stuck = 0
             rate = 0.0
             for i in range(k):
@@ -172,17 +216,24 @@ def solve_row(
                     if bends and beyond[i]:
                         limit = (size - knee) / -outward
                         if limit < alpha:
-                            alpha, blocker, to_zero = limit, i, False
+                            alpha, blocker, to_zero, to_bound = limit, i, False, False
                     else:
                         if size == 0.0:
                             stuck += 1
                         limit = size / -outward
                         if limit < alpha:
-                            alpha, blocker, to_zero = limit, i, True
-                elif outward > 0.0 and bends and not beyond[i]:
-                    limit = (knee - size) / outward
+                            alpha, blocker, to_zero, to_bound = limit, i, True, False
+                elif outward > 0.0:
+                    if bends and not beyond[i]:
+                        limit = (knee - size) / outward
+                        if limit < alpha:
+                            alpha, blocker, to_zero, to_bound = limit, i, False, False
+                    reach = upper[j] if sign[i] > 0.0 else -lower[j]
+                    if size >= reach:
+                        stuck += 1
+                    limit = (reach - size) / outward
                     if limit < alpha:
-                        alpha, blocker, to_zero = limit, i, False
+                        alpha, blocker, to_zero, to_bound = limit, i, False, True
             hits_ball = False
             if has_ball and not ball and rate > 0.0:
                 limit = max(0.0, kappa - norm) / rate
@@ -190,11 +241,18 @@ def solve_row(
                     alpha, hits_ball = limit, True
             pivots += 1
             if stuck > 0 and alpha == 0.0 and not hits_ball:
-                # Newcomers that would move against their sign: none of them belongs to this face.
+                # Newcomers that would move against their sign, or past the bound they were held at: none of them
+                # belongs to this face.
                 i = k - 1
                 while i >= 0:
-                    if w[active[i]] == 0.0 and sign[i] * step[i] < 0.0:
+                    j = active[i]
+                    outward = sign[i] * step[i]
+                    full = outward > 0.0 and abs(w[j]) >= (upper[j] if sign[i] > 0.0 else -lower[j])
+                    if full or (w[j] == 0.0 and outward < 0.0):
                         k = _leave(factor, active, sign, beyond, place, k, i)
+                        if full:
+                            held[h], place[j] = j, _HELD
+                            h += 1
                         for t in range(i, k):
                             step[t] = step[t + 1]
                     i -= 1
@@ -214,6 +272,11 @@ def solve_row(
                 if to_zero:
                     w[j] = 0.0
                     k = _leave(factor, active, sign, beyond, place, k, blocker)
+                elif to_bound:
+                    w[j] = upper[j] if s > 0.0 else lower[j]
+                    k = _leave(factor, active, sign, beyond, place, k, blocker)
+                    held[h], place[j] = j, _HELD
+                    h += 1
                 else:
                     w[j] = knee * s
                     quadratic = not beyond[blocker]
@@ -244,11 +307,11 @@ def solve_row(
         if k == 0:
             ball = False
         mu = max(mu, 0.0) if ball else 0.0
-        _gradients(gram, b, two_l, w, active, k, everything, v)
+        _gradients(gram, b, two_l, w, active, k, held, h, everything, d, v)
         fitted = 0.0
         paid = 0.0
-        for i in range(k):
-            j = active[i]
+        for i in range(k + h):
+            j = active[i] if i < k else held[i - k]
             fitted += w[j] * (b[j] + v[j] / two_l)
             size = abs(w[j])
             paid += slope * size + lam2 * max(size - knee, 0.0) ** 2
@@ -262,27 +325,44 @@ def solve_row(
             slack = max(slack, 0.02 * tolerance * primal / kappa)
         found = 0
         for j in range(d):
-            if place[j] < 0 and allowed[j]:
-                excess = abs(v[j]) - slope - (mu if inside[j] else 0.0)
-                if excess > slack:
-                    column[found] = -excess
-                    active[k + found] = j
-                    found += 1
+            if place[j] >= 0:
+                continue
+            size = abs(w[j])
+            excess = abs(v[j])
+            if place[j] == _HELD:
+                # Held at a bound, and better off inside it.
+                excess = -v[j] if w[j] > 0.0 else v[j]
+                excess += slope + 2.0 * lam2 * max(size - knee, 0.0) + (mu if inside[j] else 0.0)
+            elif (v[j] > 0.0 and upper[j] > 0.0) or (v[j] < 0.0 and lower[j] < 0.0):
+                excess -= slope + (mu if inside[j] else 0.0)
+            else:
+                continue
+            if excess > slack:
+                column[found] = excess
+                active[k + found] = j
+                found += 1
         if found == 0:
             return w, mu, pivots, SOLVED
         # More features than samples plus the ball are dependent: beyond that, one at a time.
         batch = min(found, max(4, k // 4), max(1, samples + 1 - k))
-        order = np.argsort(column[:found])[:batch]
-        chosen = active[k + order]
+        _most(column, active[k:], found, batch)
         if k + batch > capacity:
             capacity = min(d, max(2 * capacity, k + batch))
             grown = np.zeros((capacity, capacity))
             grown[:k, :k] = factor[:k, :k]
             factor = grown
-        for t in range(batch):
-            j = chosen[t]
-            s = 1.0 if v[j] > 0.0 else -1.0
-            k = _enter(
-                gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j, s, always_quadratic
-            )
+        for _ in range(batch):
+            j = active[k]
+            if place[j] == _HELD:
+                s = 1.0 if w[j] > 0.0 else -1.0
+                outer = always_quadratic or (bends and abs(w[j]) > knee)
+                for i in range(h):
+                    if held[i] == j:
+                        h -= 1
+                        held[i] = held[h]
+                        break
+            else:
+                s = 1.0 if v[j] > 0.0 else -1.0
+                outer = always_quadratic
+            k = _enter(gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j, s, outer)
     return w, mu, pivots, OUT_OF_PIVOTS

@@ -24,6 +24,8 @@ def warm(solver: str) -> None:
     started = time.perf_counter()
     one = np.ones(1)
     mask = np.ones(1, dtype=bool)
-    solve_row(np.ones((1, 1)), one, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, mask, 0.5, True, mask, 1e-6, 1, 10)
+    solve_row(
+        np.ones((1, 1)), one, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, mask, 0.5, True, -one, one, 0.0 * one, 1e-6, 1, 10
+    )
     if not cached:
         _log.info("compiled in %.1f s", time.perf_counter() - started)

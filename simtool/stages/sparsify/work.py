@@ -65,6 +65,10 @@ class Plan:
             return np.asarray(group.features < self.n)
         return np.ones(group.features.size, dtype=bool)
 
+    def allowed(self, group: RowGroup, rows: np.ndarray) -> np.ndarray | None:
+        """The features that each of ``rows`` may use, (r, d) bool; None for all of the group's."""
+        return group.features != rows[:, None] if group.excludes_itself else None
+
     def _wants_gram(self, group: RowGroup) -> bool:
         """The native solver reads G unless some features are smooth and eliminated first."""
         if self.options.solver != "native" or group.features.size == 0:
@@ -151,7 +155,7 @@ def row_set(folder: RunFolder, shard: Shard) -> RowSet:
         targets=folder.map_array("targets")[shard.start : shard.stop],
         objective=objective_of(plan.options, group.is_output, plan.m),
         constrained=plan.bounded(group),
-        excluded=rows if group.excludes_itself else np.full(rows.size, -1),
+        allowed=plan.allowed(group, rows),
     )
 
 
