@@ -22,8 +22,8 @@ import numpy as np
 from simtool.dual_bound import BoxedDualBound, DualBound
 from simtool.problem import RowSet, primal_values
 
-KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality")
-DUALITY_GAP, NORMAL_EQUATIONS = 0, 1
+KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality", "solver-gap")
+DUALITY_GAP, NORMAL_EQUATIONS, EQUALITY, SOLVER_GAP = 0, 1, 3, 4
 KAPPA_SLACK = 1e-12
 # A dual bound above the primal value by more than rounding means the bound itself is wrong: never certified.
 _ROUNDING_GAP = 1e-9

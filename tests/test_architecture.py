@@ -14,14 +14,19 @@ import simtool
 ROOT = Path(simtool.__file__).parent
 
 # A part may import the parts named here, and itself. "words" are the modules everything shares.
-WORDS = {"errors", "activations", "blocks", "progress", "strict_json", "importing", "environment", "__init__"}
+WORDS = {
+    *("errors", "activations", "blocks", "progress", "strict_json", "importing", "environment", "status"),
+    "__init__",
+}
 ALLOWED: dict[str, set[str]] = {
     # the mathematics, in the order of its arrows
     "penalty": set(),
-    "problem": {"penalty"},
+    "row_space": set(),
+    "problem": {"penalty", "row_space"},
     "dual_bound": {"penalty"},
-    "certificate": {"penalty", "dual_bound", "problem"},
-    "solvers": {"penalty", "dual_bound", "problem", "certificate"},
+    "certificate": {"penalty", "dual_bound", "row_space", "problem"},
+    "equality": {"certificate", "problem"},
+    "solvers": {"penalty", "dual_bound", "problem", "certificate", "equality"},
     # the infrastructure
     "hdf5": set(),
     "states": {"hdf5"},
@@ -32,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": set(),
     # above both
     "stages": {
-        *("penalty", "dual_bound", "problem", "certificate", "solvers"),
+        *("penalty", "dual_bound", "problem", "certificate", "equality", "solvers"),
         *("hdf5", "states", "data", "model", "networks", "rescale", "engines"),
     },
     "report": {"model", "networks", "stages", "hdf5"},

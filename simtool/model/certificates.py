@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from simtool.errors import FormatError
+from simtool.status import STATUSES, RowStatus
 
-KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality")
+KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality", "solver-gap")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,10 @@ class CertificateTable:
     relative_gap : (primal - dual) over the contract's denominator
     kappa_slack : kappa - ||w_S||_1 (inf where no kappa applies)
     multiplier : the multiplier of the kappa constraint
-    projection_error : how far the projected dual point is from feasible, where one was projected
+    projection_error : how far the projected dual point is from feasible, where one was projected; for exact matching
+        ||W^T w - z|| / ||z||
+    status : uint8, index into STATUSES: what became of the row. Derived from the other columns where it is not given,
+        as in files written before it was stored
     """
 
     certified: np.ndarray
@@ -34,10 +38,15 @@ class CertificateTable:
     kappa_slack: np.ndarray
     multiplier: np.ndarray
     projection_error: np.ndarray
+    status: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        if self.status is None:
+            failed = np.where(np.asarray(self.kappa_slack) < 0, RowStatus.KAPPA.code, RowStatus.GAP.code)
+            derived = np.where(np.asarray(self.certified, dtype=bool), RowStatus.CERTIFIED.code, failed)
+            object.__setattr__(self, "status", derived)
         for spec in fields(self):
-            dtype = {"certified": np.bool_, "kind": np.uint8}.get(spec.name, np.float64)
+            dtype = {"certified": np.bool_, "kind": np.uint8, "status": np.uint8}.get(spec.name, np.float64)
             array: np.ndarray = np.ascontiguousarray(getattr(self, spec.name), dtype=dtype)
             if array.ndim != 1:
                 raise FormatError(f"certificate column {spec.name!r} must have one axis, got {array.ndim}.")
@@ -49,6 +58,24 @@ class CertificateTable:
             raise FormatError(
                 f"certificate kind {int(self.kind.max())} is unknown; known are 0..{len(KINDS) - 1} = {KINDS}."
             )
+
+        assert self.status is not None
+        if self.status.size and int(self.status.max()) >= len(STATUSES):
+            raise FormatError(
+                f"row status {int(self.status.max())} is unknown; known are 0..{len(STATUSES) - 1} = "
+                f"{[status.label for status in STATUSES]}."
+            )
+
+    def status_of(self, row: int) -> RowStatus:
+        """What became of ``row``."""
+        assert self.status is not None
+        return STATUSES[int(self.status[row])]
+
+    def count_by_status(self) -> dict[str, int]:
+        """How many rows have each status, by its label, without those that no row has."""
+        assert self.status is not None
+        counts = np.bincount(self.status, minlength=len(STATUSES))
+        return {status.label: int(n) for status, n in zip(STATUSES, counts, strict=True) if n}
 
     def __len__(self) -> int:
         return len(self.certified)

@@ -112,9 +112,9 @@ def _read_certificates(file: h5py.File, path: Path) -> CertificateTable | None:
     group = file["certificates"]
     if not isinstance(group, h5py.Group):
         raise FormatError(f"{path}: 'certificates' must be a group.")
-    return CertificateTable(
-        **{name: _array(group, name, path, "fiub") for name in CertificateTable.columns()}
-    )
+    # Files written before rows had a status lack that column.
+    names = [name for name in CertificateTable.columns() if name != "status" or name in group]
+    return CertificateTable(**{name: _array(group, name, path, "fiub") for name in names})
 
 
 def model_path(path: str | Path) -> Path:
