@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "dual_bound": {"penalty"},
     "certificate": {"penalty", "dual_bound", "row_space", "problem"},
     "equality": {"certificate", "problem"},
-    "solvers": {"penalty", "dual_bound", "problem", "certificate", "equality"},
+    "screening": {"penalty", "dual_bound", "problem", "certificate"},
+    "solvers": {"penalty", "screening", "dual_bound", "problem", "certificate", "equality"},
     # the infrastructure
     "hdf5": set(),
     "states": {"hdf5"},
@@ -37,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": set(),
     # above both
     "stages": {
-        *("penalty", "dual_bound", "problem", "certificate", "equality", "solvers"),
+        *("penalty", "dual_bound", "problem", "certificate", "equality", "screening", "solvers"),
         *("hdf5", "states", "data", "model", "networks", "rescale", "engines"),
     },
     "report": {"model", "networks", "stages", "hdf5"},
