@@ -39,7 +39,7 @@ OBJECTIVES = ["lasso", "l1", "perspective", "elastic-net", "least-squares"]
 @click.option("--mean-loss", is_flag=True, help="Divide the loss by the number of samples.")
 @click.option(
     "--solver",
-    type=click.Choice(["native", "bisection", "clarabel", "scs"]),
+    type=click.Choice(["native", "bisection", "clarabel", "scs", "mosek"]),
     default="native",
     show_default=True,
 )

@@ -13,7 +13,7 @@ import numpy as np
 from simtool.errors import OptionError
 from simtool.problem import RowSet
 
-SOLVERS = ("native", "bisection", "clarabel", "scs")
+SOLVERS = ("native", "bisection", "clarabel", "scs", "mosek")
 
 Solver = Callable[[RowSet, float], np.ndarray]
 
@@ -36,4 +36,8 @@ def get(name: str) -> Solver:
         from simtool.solvers import conic
 
         return conic.solve_scs
+    if name == "mosek":
+        from simtool.solvers import conic
+
+        return conic.solve_mosek
     raise OptionError(f"unknown solver {name!r}; known are {', '.join(SOLVERS)}.")

@@ -1,4 +1,4 @@
-"""Cone solvers through CVXPY: Clarabel, the independent referee and what the papers' way of solving amounts to, and SCS.
+"""Cone solvers through CVXPY: Clarabel, the independent referee and what the papers' way of solving amounts to, SCS, MOSEK.
 
 The problem is compiled once per row set; the target is a parameter. Cone solvers end with small numbers where the
 answer is zero, so small coefficients are set to zero and the rest refitted on the remaining face, by one dense
@@ -8,9 +8,7 @@ linear solve; the coarsest cut whose refit costs nothing and stays feasible is k
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -18,6 +16,7 @@ import numpy as np
 from simtool.errors import SolverError
 from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
+from simtool.solvers.backends import CLARABEL, MOSEK, SCS, Backend, require, run_quietly
 from simtool.solvers.feasible import restore_feasibility
 
 # What may count as zero beside the largest coefficient.
@@ -26,43 +25,33 @@ _ZERO_CUTS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 _log = logging.getLogger("simtool")
 
 
-@dataclass(frozen=True)
-class Backend:
-    """A cone solver of CVXPY and the accuracy it is asked for (more than a certificate needs, where it can)."""
-
-    name: str
-    solver: str
-    options: dict[str, Any]
-
-
-CLARABEL = Backend("Clarabel", cp.CLARABEL, {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10})
-SCS = Backend("SCS", cp.SCS, {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 200_000})
-
-
 def solve(rows: RowSet, tolerance: float) -> np.ndarray:
-    """Coefficients (r, d) by Clarabel; see :func:`solve_with`."""
-    return solve_with(CLARABEL, rows, tolerance)
+    """Coefficients (r, d) by Clarabel; see :func:`attempt`."""
+    return attempt(CLARABEL, rows, tolerance)[0]
 
 
 def solve_scs(rows: RowSet, tolerance: float) -> np.ndarray:
     """Coefficients (r, d) by SCS, a first-order method: slower still where it has to be accurate."""
-    return solve_with(SCS, rows, tolerance)
+    return attempt(SCS, rows, tolerance)[0]
 
 
-def solve_with(backend: Backend, rows: RowSet, tolerance: float) -> np.ndarray:
-    """Coefficients (r, d). A row that the solver gives up on is logged and left at zero: feasible, never certified
-    unless zero is optimal, and no reason to lose the other rows."""
+def solve_mosek(rows: RowSet, tolerance: float) -> np.ndarray:
+    """Coefficients (r, d) by MOSEK, which the papers used. Raises SolverError without MOSEK or a licence for it."""
+    return attempt(MOSEK, rows, tolerance)[0]
+
+
+def attempt(backend: Backend, rows: RowSet, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients (r, d), and which rows (r,) the solver gave up on. Such a row is logged and left at zero: feasible,
+    never certified unless zero is optimal, and no reason to lose the other rows."""
     del tolerance
+    if backend is MOSEK:
+        require("mosek")
     design = rows.design
     alive = ~design.dead
     features = design.dense(alive)
-    # Interior points want numbers near one: w = (unit of z / unit of W) v turns the problem into one of unit
-    # norms with other weights, and divides the objective by (unit of z)^2.
-    unit = _Unit(
-        target=float(np.sqrt(rows.target_norms.max(initial=0.0))) or 1.0,
-        feature=float(np.sqrt(np.square(features).sum(axis=1).max(initial=0.0))) or 1.0,
-    )
+    unit = _unit_of(rows, features)
     out = np.zeros((rows.count, design.d))
+    gave_up = np.zeros(rows.count, dtype=bool)
     allowed = np.broadcast_to(alive, out.shape) if rows.allowed is None else rows.allowed & alive
     patterns, members_of = np.unique(allowed, axis=0, return_inverse=True)
     members_of = members_of.reshape(-1)
@@ -90,9 +79,10 @@ def solve_with(backend: Backend, rows: RowSet, tolerance: float) -> np.ndarray:
                 w = problem.solve(z / unit.target) * (unit.target / unit.feature)
             except SolverError as error:
                 _log.warning("row %d of its shard: %s", i, error)
+                gave_up[i] = True
                 continue
             out[i, columns] = _polish_inside(features[keep], z, w, rows.objective, bounded, least, most)
-    return restore_feasibility(rows, out)
+    return restore_feasibility(rows, out), gave_up
 
 
 @dataclass(frozen=True)
@@ -114,6 +104,15 @@ class _Unit:
             ),
             kappa=None if objective.kappa is None else objective.kappa * self.feature / self.target,
         )
+
+
+def _unit_of(rows: RowSet, features: np.ndarray) -> _Unit:
+    """Interior points want numbers near one: w = (unit of z / unit of W) v turns the problem into one of unit norms
+    with other weights, and divides the objective by (unit of z)^2."""
+    return _Unit(
+        target=float(np.sqrt(rows.target_norms.max(initial=0.0))) or 1.0,
+        feature=float(np.sqrt(np.square(features).sum(axis=1).max(initial=0.0))) or 1.0,
+    )
 
 
 class _Problem:
@@ -139,7 +138,7 @@ class _Problem:
         if penalty.lam1 > 0:
             cost += penalty.lam1 * cp.norm1(self._w)
         if penalty.lam2 > 0 and penalty.lam0 > 0:
-            # SIM eq. (5) with the sum of t: s t >= w^2 as second-order cones.
+            # SIM eq. (5) with the sum of t: the rotated cones s t >= w^2 as (s + t)^2 >= (2 w)^2 + (s - t)^2.
             s, t = cp.Variable(d), cp.Variable(d)
             cost += penalty.lam2 * cp.sum(s) + penalty.lam0 * cp.sum(t)
             constraints += [t >= 0, t <= 1, s >= 0]
@@ -156,16 +155,7 @@ class _Problem:
 
     def solve(self, z: np.ndarray) -> np.ndarray:
         self._target.value = z
-        with warnings.catch_warnings():
-            # CVXPY warns "solution may be inaccurate"; the certificate decides that.
-            warnings.simplefilter("ignore", UserWarning)
-            try:
-                self._problem.solve(solver=self._backend.solver, **self._backend.options)
-            except cp.error.SolverError as error:
-                raise SolverError(
-                    f"{self._backend.name} gave up on a row ({error}). Use --solver native, or rescale the states "
-                    "(simtool extract --rescale)."
-                ) from error
+        run_quietly(self._problem, self._backend)
         if self._w.value is None or not np.all(np.isfinite(self._w.value)):
             raise SolverError(
                 f"{self._backend.name} returned no solution for a row (status {self._problem.status}). "

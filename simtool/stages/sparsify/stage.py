@@ -21,6 +21,7 @@ from simtool.engines.shards import is_valid, write_bytes
 from simtool.errors import InputError, OutputError, SimtoolError
 from simtool.model import load_model
 from simtool.progress import NO_PROGRESS, Progress
+from simtool.solvers import backends
 from simtool.solvers.warm import warm
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
 from simtool.stages.sparsify.merge import merge, spec_sha256
@@ -86,6 +87,7 @@ def sparsify(
                 finished = _finished(folder, plan_of(folder))
                 if finished is not None:
                     return finished
+            backends.require(spec["options"]["solver"])
             folder.prepare()
             with folder.locked(), _logged_to(folder):
                 folder.claim(spec)
