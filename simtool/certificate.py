@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simtool.dual_bound import BoxedDualBound, DualBound
-from simtool.problem import RowSet, primal_values
+from simtool.problem import RowSet, outputs, primal_values
 
 KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality", "solver-gap")
 DUALITY_GAP, NORMAL_EQUATIONS, EQUALITY, SOLVER_GAP = 0, 1, 3, 4
@@ -47,7 +47,7 @@ class Certificates:
 
 def l1_norms(w: np.ndarray, subset: np.ndarray) -> np.ndarray:
     """||w_S||_1 per row of ``w`` (r, d)."""
-    return np.abs(w[:, subset]).sum(axis=1)
+    return np.abs(w if subset.all() else w[:, subset]).sum(axis=1)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows ends as an infinite gap, below
@@ -116,7 +116,7 @@ def _one_pass(rows: RowSet, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     correlation = np.zeros((rows.count, rows.design.d))
     for samples, tile in rows.design.tiles():
         target = rows.target(samples)
-        residual = target - w @ tile
+        residual = target - outputs(w, tile)
         norms += np.einsum("ij,ij->i", residual, residual)
         linear += np.einsum("ij,ij->i", residual, target)
         correlation += residual @ tile.T
@@ -128,7 +128,7 @@ def _projected(rows: RowSet, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     weight = rows.objective.loss_weight
     residual = np.empty((rows.count, rows.design.m))
     for samples, tile in rows.design.tiles():
-        residual[:, samples] = rows.target(samples) - w @ tile
+        residual[:, samples] = rows.target(samples) - outputs(w, tile)
     norms = np.einsum("ij,ij->i", residual, residual)
     theta = rows.free_basis.project_out(residual)
     linear = np.zeros(rows.count)

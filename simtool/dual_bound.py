@@ -30,8 +30,10 @@ class DualBound:
     ) -> None:
         self.linear, self.square, self.penalty = linear, square, penalty
         self.kappa = 0.0 if kappa is None else kappa
-        self.inside = -np.sort(-correlation[:, bounded], axis=1)
+        self.inside = correlation if bounded.all() else correlation[:, bounded]
         self.outside = correlation[:, ~bounded]
+        if penalty.lam2 > 0:  # else the largest is all that matters
+            self.inside = -np.sort(-self.inside, axis=1)
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
         """The largest bound found and its mu, per row."""

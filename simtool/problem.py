@@ -17,11 +17,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import scipy.linalg
+from scipy import sparse
 
 from simtool.penalty import Penalty
+from simtool.row_space import RowSpace, row_space
 
 SAMPLE_TILE = 4096
+# A sparse product pays below one non-zero in so many: its memory traffic costs more a number.
+_SPARSE = 12
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Design:
     def restricted(self, features: np.ndarray) -> Design:
         """The design of ``features`` (indices) alone, as float64 in memory."""
         part = Design(self.dense(features))
-        if "gram" in self.__dict__:
+        if self.has_gram:
             part.__dict__["gram"] = self.gram[np.ix_(features, features)]
         return part
 
@@ -87,18 +90,48 @@ class Design:
             total += tile @ tile.T
         return total
 
+    @property
+    def has_gram(self) -> bool:
+        """Whether G has been computed or given."""
+        return "gram" in self.__dict__
+
+    def rough_correlation(self, vectors: np.ndarray) -> np.ndarray:
+        """W vectors^T for ``vectors`` (r, m) in the precision W is stored in: (d, r) in that type, one reading of W.
+
+        Off by at most ``rough_error`` ||W_j|| ||vector||. Each vector goes in with norm 1, so that units do not
+        leave the range of that type, and comes out with its own.
+        """
+        kind = self._w.dtype if self._w.dtype.kind == "f" else np.dtype(np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        unit = vectors / np.where(norms > 0, norms, 1.0)[:, None]
+        if self.root_weight is not None:
+            unit = unit * self.root_weight
+        return (self._w @ unit.T.astype(kind)) * norms
+
+    @property
+    def rough_error(self) -> float:
+        """Relative error of :meth:`rough_correlation`: a generous multiple of its type's rounding."""
+        kind = self._w.dtype if self._w.dtype.kind == "f" else np.dtype(np.float64)
+        return 64.0 * float(np.finfo(kind).eps)
+
+    def known_gram(self, features: np.ndarray) -> np.ndarray | None:
+        """G restricted to ``features`` (d,) bool if G has been computed, else None."""
+        if not self.has_gram:
+            return None
+        return self.gram if features.all() else self.gram[np.ix_(features, features)]
+
     @cached_property
     def dead(self) -> np.ndarray:
         """Features that are zero on every sample, (d,) bool."""
-        if "gram" in self.__dict__:
+        if self.has_gram:
             return np.asarray(np.diag(self.gram) == 0.0)
         counted = slice(None) if self.root_weight is None else self.root_weight > 0
-        return np.array([not np.any(self._w[j][counted]) for j in range(self.d)], dtype=bool)
+        return ~np.any(self._w[:, counted], axis=1)
 
     @cached_property
     def squares(self) -> np.ndarray:
         """||W_j||^2 of every feature, (d,)."""
-        if "gram" in self.__dict__:
+        if self.has_gram:
             return np.array(np.diag(self.gram))
         total = np.zeros(self.d)
         for _, tile in self.tiles():
@@ -169,6 +202,15 @@ class RowSet:
         part.__dict__.update({k: v for k, v in self.__dict__.items() if k == "free_basis"})
         return part
 
+    def with_kappa(self, kappa: float) -> RowSet:
+        """The same rows with another kappa; what was computed from them is shared."""
+        other = replace(self, objective=replace(self.objective, kappa=kappa))
+        if self.objective.kappa is not None:
+            other.__dict__.update(
+                {k: v for k, v in self.__dict__.items() if k in ("free_basis", "target_norms")}
+            )
+        return other
+
     @property
     def bounded(self) -> np.ndarray:
         """S where kappa applies, the empty set where there is none; (d,) bool."""
@@ -216,64 +258,18 @@ class RowSet:
     @cached_property
     def free_basis(self) -> RowSpace:
         """The row space of the penalty-free features; computed once for all rows."""
-        return RowSpace(self.design.dense(self.penalty_free))
+        return self.row_space(self.penalty_free)
+
+    def row_space(self, features: np.ndarray, ridge: float = 0.0) -> RowSpace:
+        """The row space of ``features`` (d,) bool, from the Gram matrix where that is known and accurate enough."""
+        return row_space(self.design.dense(features), ridge, self.design.known_gram(features))
 
 
-class RowSpace:
-    """Thin singular value decomposition W_F = diag(norms) left diag(singular) right of a feature subset F.
-
-    ``left`` (|F|, k), ``singular`` (k,), ``right`` (k, m). Without a ridge the features are brought to unit norm
-    first, so that a feature in small units counts as much as one in large units; a ridge fixes the units, and
-    ``norms`` is then 1. Singular values below the rounding level of the largest are dropped: dependent features
-    share their coefficient (least norm).
-    """
-
-    def __init__(self, w: np.ndarray, ridge: float = 0.0) -> None:
-        features, samples = w.shape
-        self.ridge = ridge
-        self.norms = np.ones(features)
-        if ridge == 0.0:
-            norms = np.sqrt(np.einsum("ij,ij->i", w, w))
-            self.norms = np.where(norms > 0, norms, 1.0)
-            w = w / self.norms[:, None]
-        if features == 0 or samples == 0 or not np.any(w):
-            self.left, self.singular = np.zeros((features, 0)), np.zeros(0)
-            self.right = np.zeros((0, samples))
-            return
-        # Reducing to a triangle first costs one pass over the samples; the decomposition is then d x d.
-        if samples > features:
-            q, r = scipy.linalg.qr(w.T, mode="economic", check_finite=False)
-            left, singular, inner = scipy.linalg.svd(r.T, full_matrices=False, check_finite=False)
-            right = inner @ q.T
-        else:
-            left, singular, right = scipy.linalg.svd(w, full_matrices=False, check_finite=False)
-        keep = singular > singular[0] * max(features, samples) * np.finfo(float).eps
-        self.left, self.singular, self.right = left[:, keep], singular[keep], right[keep]
-
-    def restricted(self, members: np.ndarray) -> RowSpace:
-        """This space seen by some of its features; the others must be zero on every sample."""
-        view = object.__new__(RowSpace)
-        view.ridge, view.norms, view.left = self.ridge, self.norms[members], self.left[members]
-        view.singular, view.right = self.singular, self.right
-        return view
-
-    def project_out(self, vectors: np.ndarray) -> np.ndarray:
-        """``vectors`` (r, m) minus their part in the row space; twice, as once leaves rounding behind."""
-        for _ in range(2):
-            vectors = vectors - (vectors @ self.right.T) @ self.right
-        return vectors
-
-    def coefficients(self, vectors: np.ndarray) -> np.ndarray:
-        """argmin over w of ||v - W_F^T w||^2 + ridge ||w||^2 (least norm) per row of ``vectors``: (r, |F|)."""
-        weights = self.singular / (self.singular**2 + self.ridge)
-        return (((vectors @ self.right.T) * weights) @ self.left.T) / self.norms
-
-    def shrink_out(self, vectors: np.ndarray) -> np.ndarray:
-        """``vectors`` (r, m) applied to I - W_F^T (W_F W_F^T + ridge I)^-1 W_F."""
-        if self.ridge == 0.0:
-            return self.project_out(vectors)
-        weights = self.singular**2 / (self.singular**2 + self.ridge)
-        return vectors - ((vectors @ self.right.T) * weights) @ self.right
+def outputs(w: np.ndarray, tile: np.ndarray) -> np.ndarray:
+    """``w`` (r, d) times ``tile`` (d, k), by the non-zeros of ``w`` where they are few: (r, k)."""
+    if np.count_nonzero(w) * _SPARSE < w.size:
+        return np.asarray(sparse.csr_array(w) @ tile)
+    return w @ tile
 
 
 def primal_values(rows: RowSet, w: np.ndarray, residual_norms: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from simtool.penalty import Penalty
-from simtool.problem import RowSet, RowSpace
+from simtool.problem import RowSet, outputs
+from simtool.row_space import RowSpace
 from simtool.solvers.feasible import restore_feasibility
 
 # A feature whose square falls by this factor when others are projected out depends on them.
@@ -56,94 +57,153 @@ class ReducedRow:
 RowSolver = Callable[[ReducedRow, float], np.ndarray]
 
 
+class Elimination:
+    """Which features of ``rows`` are eliminated, which are left to pivot on, and the way back.
+
+    Attributes
+    ----------
+    smooth : (d,) bool, eliminated: they never leave the solution
+    pivoted : (d',) int, left to the row solver; features that are dead or not usable are in neither
+    inside : (d,) bool, the set S where kappa applies
+    """
+
+    def __init__(self, rows: RowSet) -> None:
+        self.rows = rows
+        objective, bounded = rows.objective, rows.bounded
+        usable = ~rows.design.dead
+        if objective.kappa == 0.0:
+            usable = usable & ~bounded
+        self.smooth = usable & rows.smooth
+        self.pivoted = np.flatnonzero(usable & ~self.smooth)
+        self.inside = bounded
+        self._least = np.full(rows.design.d, -np.inf) if rows.lower is None else rows.lower
+        self._most = np.full(rows.design.d, np.inf) if rows.upper is None else rows.upper
+        self._pivotable = np.zeros(rows.design.d, dtype=bool)
+        self._pivotable[self.pivoted] = True
+        self._space = self._smooth_space()
+
+    def _smooth_space(self) -> RowSpace | None:
+        """The row space of the eliminated features; shared with the certificate where it is the same set."""
+        rows, smooth = self.rows, self.smooth
+        ridge = rows.objective.penalty.lam2 / rows.objective.loss_weight
+        if not smooth.any():
+            return None
+        if ridge == 0.0 and not np.any(rows.penalty_free & ~smooth & ~rows.design.dead):
+            return rows.free_basis.restricted(smooth[rows.penalty_free])
+        return rows.row_space(smooth, ridge)
+
+    @property
+    def eliminates(self) -> bool:
+        """Whether anything is eliminated."""
+        return self._space is not None
+
+    def shrink(self, vectors: np.ndarray) -> np.ndarray:
+        """``vectors`` (k, m) applied to R."""
+        return vectors if self._space is None else self._space.shrink_out(vectors)
+
+    def alive(self, squares: np.ndarray, originals: np.ndarray) -> np.ndarray:
+        """Which features are more than rounding once the smooth ones are eliminated, by their squares before and after."""
+        if self._space is None:
+            return np.ones(squares.size, dtype=bool)
+        return squares > _DEPENDENT * originals
+
+    def row(
+        self,
+        i: int,
+        features: np.ndarray,
+        gram: np.ndarray,
+        correlation: np.ndarray,
+        square: float,
+        alive: np.ndarray,
+    ) -> ReducedRow:
+        """Row ``i`` in ``features`` (indices), all of them pivoted; ``alive`` (d',) as :meth:`alive` says."""
+        rows = self.rows
+        objective = rows.objective
+        usable = alive if rows.allowed is None else alive & rows.allowed[i, features]
+        return ReducedRow(
+            gram=gram,
+            correlation=correlation,
+            square=square,
+            reference=float(rows.target_norms[i]),
+            loss_weight=float(objective.loss_weight),
+            penalty=objective.penalty,
+            kappa=0.0 if objective.kappa is None else float(objective.kappa),
+            inside=self.inside[features],
+            lower=np.where(usable, self._least[features], 0.0),
+            upper=np.where(usable, self._most[features], 0.0),
+            samples=rows.design.m,
+        )
+
+    def may_enter(
+        self, i: int, correlation: np.ndarray, error: np.ndarray, features: np.ndarray
+    ) -> np.ndarray:
+        """Which of ``features`` may leave zero in row ``i`` in the direction of ``correlation`` +- ``error``."""
+        up = (correlation > -error) & (self._most[features] > 0)
+        down = (correlation < error) & (self._least[features] < 0)
+        enters = (up | down) & self._pivotable[features]
+        return enters if self.rows.allowed is None else enters & self.rows.allowed[i, features]
+
+    def complete(self, w: np.ndarray) -> np.ndarray:
+        """``w`` (r, d) made finite and feasible, with the eliminated features' coefficients filled in."""
+        broken = ~np.isfinite(w).all(axis=1)
+        if broken.any():
+            w[broken] = 0.0
+            _log.warning(
+                "%d row(s) left the range of floating point and are stored as zero; rescale the states",
+                int(broken.sum()),
+            )
+        w = restore_feasibility(self.rows, w)
+        if self._space is not None:
+            left_over = np.array(self.rows.target())
+            if self.pivoted.size and w.any():
+                for samples, tile in self.rows.design.tiles():
+                    left_over[:, samples] -= outputs(w, tile)
+            w[:, self.smooth] = self._space.coefficients(left_over)
+        return w
+
+
+class SharedGram:
+    """All rows in the pivoted features: Gram matrix (d', d'), correlations (d', r), ||z||^2 after the elimination (r,)."""
+
+    def __init__(self, elimination: Elimination) -> None:
+        self._elimination = elimination
+        rows, pivoted = elimination.rows, elimination.pivoted
+        design = rows.design
+        if not elimination.eliminates:
+            gram = design.gram
+            if pivoted.size < design.d:
+                gram = gram[np.ix_(pivoted, pivoted)]
+            self._gram = np.ascontiguousarray(gram)
+            self._correlation = rows.correlation()[pivoted]
+            self._squares = rows.target_norms
+            self._alive = elimination.alive(np.diag(gram), np.diag(gram))
+            return
+        features, targets = design.dense(pivoted), rows.target()
+        gram = elimination.shrink(features) @ features.T
+        left_over = elimination.shrink(targets)
+        self._gram = (gram + gram.T) / 2.0
+        self._correlation = features @ left_over.T
+        self._squares = np.maximum(np.einsum("ij,ij->i", targets, left_over), 0.0)
+        self._alive = elimination.alive(np.diag(gram), np.einsum("ij,ij->i", features, features))
+
+    def row(self, i: int) -> ReducedRow:
+        """Row ``i`` in all pivoted features."""
+        return self._elimination.row(
+            i,
+            self._elimination.pivoted,
+            self._gram,
+            np.ascontiguousarray(self._correlation[:, i]),
+            float(self._squares[i]),
+            self._alive,
+        )
+
+
 def solve_rows(rows: RowSet, tolerance: float, row_solver: RowSolver) -> np.ndarray:
     """Coefficients (r, d) of all rows: ``row_solver`` on what is left of each, the eliminated features after it."""
-    objective, design = rows.objective, rows.design
-    penalty, kappa = objective.penalty, objective.kappa
-    bounded = rows.bounded
-    usable = ~design.dead
-    if kappa == 0.0:
-        usable = usable & ~bounded
-    smooth = usable & rows.smooth
-    pivoted = np.flatnonzero(usable & ~smooth)
-    w = np.zeros((rows.count, design.d))
-    ridge = penalty.lam2 / objective.loss_weight
-    space = _smooth_space(rows, smooth, ridge)
-
-    if pivoted.size:
-        reduced = _reduce(rows, pivoted, space)
-        inside = bounded[pivoted]
-        least = np.full(design.d, -np.inf) if rows.lower is None else rows.lower
-        most = np.full(design.d, np.inf) if rows.upper is None else rows.upper
+    elimination = Elimination(rows)
+    w = np.zeros((rows.count, rows.design.d))
+    if elimination.pivoted.size:
+        shared = SharedGram(elimination)
         for i in range(rows.count):
-            usable_here = reduced.alive if rows.allowed is None else reduced.alive & rows.allowed[i, pivoted]
-            row = row_solver(
-                ReducedRow(
-                    gram=reduced.gram,
-                    correlation=np.ascontiguousarray(reduced.correlation[:, i]),
-                    square=float(reduced.squares[i]),
-                    reference=float(rows.target_norms[i]),
-                    loss_weight=float(objective.loss_weight),
-                    penalty=penalty,
-                    kappa=0.0 if kappa is None else float(kappa),
-                    inside=inside,
-                    lower=np.where(usable_here, least[pivoted], 0.0),
-                    upper=np.where(usable_here, most[pivoted], 0.0),
-                    samples=design.m,
-                ),
-                tolerance,
-            )
-            if np.isfinite(row).all():
-                w[i, pivoted] = row
-            else:
-                _log.warning(
-                    "a row left the range of floating point and is stored as zero; rescale the states"
-                )
-        w = restore_feasibility(rows, w)
-
-    if space is not None:
-        left_over = np.array(rows.target())
-        if pivoted.size:
-            for samples, tile in design.tiles():
-                left_over[:, samples] -= w @ tile
-        w[:, smooth] = space.coefficients(left_over)
-    return w
-
-
-def _smooth_space(rows: RowSet, smooth: np.ndarray, ridge: float) -> RowSpace | None:
-    """The row space of the eliminated features; shared with the certificate where it is the same set."""
-    if not smooth.any():
-        return None
-    if ridge == 0.0 and not np.any(rows.penalty_free & ~smooth & ~rows.design.dead):
-        return rows.free_basis.restricted(smooth[rows.penalty_free])
-    return RowSpace(rows.design.dense(smooth), ridge)
-
-
-@dataclass(frozen=True)
-class _Reduced:
-    """The problem in the pivoted features: Gram matrix, correlations (d', r), ||z||^2 (r,), and which features
-    (d',) are more than rounding once the smooth ones are eliminated."""
-
-    gram: np.ndarray
-    correlation: np.ndarray
-    squares: np.ndarray
-    alive: np.ndarray
-
-
-def _reduce(rows: RowSet, pivoted: np.ndarray, space: RowSpace | None) -> _Reduced:
-    design = rows.design
-    if space is None:
-        gram = design.gram
-        if pivoted.size < design.d:
-            gram = gram[np.ix_(pivoted, pivoted)]
-        correlation = rows.correlation()[pivoted]
-        alive = np.ones(pivoted.size, dtype=bool)
-        return _Reduced(np.ascontiguousarray(gram), correlation, rows.target_norms, alive)
-    features = design.dense(pivoted)
-    targets = rows.target()
-    gram = space.shrink_out(features) @ features.T
-    left_over = space.shrink_out(targets)
-    squares = np.maximum(np.einsum("ij,ij->i", targets, left_over), 0.0)
-    norms = np.einsum("ij,ij->i", features, features)
-    gram = (gram + gram.T) / 2.0
-    return _Reduced(gram, features @ left_over.T, squares, np.diag(gram) > _DEPENDENT * norms)
+            w[i, elimination.pivoted] = row_solver(shared.row(i), tolerance)
+    return elimination.complete(w)

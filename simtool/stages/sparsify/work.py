@@ -15,6 +15,7 @@ from simtool.blocks import from_json
 from simtool.certificate import certify
 from simtool.engines.shards import read_shard, write_shard
 from simtool.problem import SAMPLE_TILE, Design, RowSet
+from simtool.solvers import regime
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of
 from simtool.stages.sparsify.structure import (
@@ -70,12 +71,12 @@ class Plan:
         return group.features != rows[:, None] if group.excludes_itself else None
 
     def _wants_gram(self, group: RowGroup) -> bool:
-        """The native solver reads G unless some features are smooth and eliminated first."""
-        if self.options.solver != "native" or group.features.size == 0:
+        """Whether the group's rows are solved on a Gram matrix: natively, and where that pays."""
+        if self.options.solver != "native":
             return False
-        objective = objective_of(self.options, group.is_output, self.m)
-        everything_bounded = objective.kappa is not None and bool(self.bounded(group).all())
-        return objective.penalty.slope > 0 or everything_bounded
+        sharing = sum(g.rows[1] - g.rows[0] for g in self.groups if g.gram == group.gram)
+        d = self.n + self.p if group.gram == FULL else group.features.size
+        return regime.gram_pays(d, self.m, sharing)
 
 
 @functools.lru_cache(maxsize=4)

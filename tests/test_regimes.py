@@ -1,0 +1,198 @@
+"""The native solver's ways to the same answer: each of its shortcuts switched off must not change what is certified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from row_problems import PENALTIES, make_rows, row_sets
+
+from simtool.certificate import certify
+from simtool.penalty import Penalty
+from simtool.problem import Design, Objective, RowSet
+from simtool.row_space import GramSpace, SingularSpace, row_space
+from simtool.solvers import native, regime, working_set
+from simtool.solvers.elimination import Elimination, SharedGram, solve_rows
+from simtool.solvers.face import solve_reduced
+
+
+def _on_gram(rows: RowSet) -> np.ndarray:
+    return solve_rows(rows, 1e-6, lambda row, goal: solve_reduced(row, goal)[0])
+
+
+def _cold(rows: RowSet) -> np.ndarray:
+    """Working sets that always start again from zero."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            working_set, "solve_reduced", lambda row, goal, start: solve_reduced(row, goal, 0.0 * start)
+        )
+        return working_set.solve(rows, 1e-6)
+
+
+def _everything_at_once(rows: RowSet) -> np.ndarray:
+    """Working sets that take in every feature that pays: no selection."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(working_set, "_FIRST", 10**6)
+        patch.setattr(working_set, "_LEAST_NEW", 10**6)
+        return working_set.solve(rows, 1e-6)
+
+
+def _by_singular_values(rows: RowSet) -> np.ndarray:
+    """Smooth features eliminated without their Gram matrix."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simtool.problem.row_space", lambda w, ridge, gram: SingularSpace(w, ridge))
+        return _on_gram(rows)
+
+
+WAYS: dict[str, Callable[[RowSet], np.ndarray]] = {
+    "on the Gram matrix": _on_gram,
+    "on working sets": lambda rows: working_set.solve(rows, 1e-6),
+    "cold working sets": _cold,
+    "no selection": _everything_at_once,
+    "by singular values": _by_singular_values,
+}
+
+
+def _fresh(rows: RowSet) -> RowSet:
+    """The same problem with nothing computed yet."""
+    design = Design(rows.design._w)
+    design.root_weight = rows.design.root_weight
+    return RowSet(
+        design, rows.targets, rows.objective, rows.constrained, rows.allowed, rows.lower, rows.upper
+    )
+
+
+def _agree(rows: RowSet) -> None:
+    proofs = {name: certify(_fresh(rows), way(_fresh(rows)), 1e-6) for name, way in WAYS.items()}
+    reference = proofs["on the Gram matrix"]
+    denominator = np.maximum(reference.primal, 1e-2 * rows.objective.loss_weight * rows.target_norms)
+    for name, proof in proofs.items():
+        assert proof.certified.all(), (name, proof)
+        assert np.all(np.abs(proof.primal - reference.primal) <= 1e-6 * denominator), name
+
+
+@settings(deadline=None, max_examples=60)
+@given(row_sets())
+def test_every_way_gives_the_same_certified_answer(rows: RowSet) -> None:
+    _agree(rows)
+
+
+@pytest.mark.stress
+@settings(deadline=None, max_examples=1000)
+@given(row_sets())
+def test_every_way_gives_the_same_certified_answer_on_many(rows: RowSet) -> None:
+    _agree(rows)
+
+
+@pytest.mark.parametrize("name", sorted(PENALTIES))
+@pytest.mark.parametrize("kappa", [None, 0.7])
+def test_many_more_features_than_samples(name: str, kappa: float | None) -> None:
+    rows = make_rows(21, d=400, m=40, r=3, penalty=PENALTIES[name], kappa=kappa)
+    _agree(rows)
+
+
+def test_working_sets_start_from_float64_states_too() -> None:
+    rows = make_rows(22, d=300, m=50, penalty=PENALTIES["l1"], kappa=0.9)
+    wide = RowSet(
+        Design(rows.design.dense(np.arange(300))),
+        rows.targets.astype(np.float64),
+        rows.objective,
+        rows.constrained,
+    )
+    assert certify(wide, working_set.solve(wide, 1e-9), 1e-9).certified.all()
+
+
+def test_correlations_too_close_to_call_in_single_precision_are_asked_again() -> None:
+    """Two copies of a feature that differ in the last bits of float32: the threshold lies between them."""
+    rng = np.random.default_rng(3)
+    base = rng.standard_normal((1, 500))
+    w = np.concatenate(
+        [np.repeat(base, 400, axis=0) * (1.0 + 1e-6 * rng.random((400, 1))), rng.standard_normal((50, 500))]
+    )
+    z = base + 0.1 * rng.standard_normal((1, 500))
+    rows = RowSet(
+        Design(w.astype(np.float32)),
+        z.astype(np.float32),
+        Objective(0.5, Penalty(lam1=0.05), 0.9),
+        np.ones(450, dtype=bool),
+    )
+    for solved in (working_set.solve(rows, 1e-9), _on_gram(rows)):
+        assert certify(rows, solved, 1e-9).certified.all()
+
+
+def test_a_row_far_above_memory_takes_working_sets() -> None:
+    assert not regime.gram_pays(26_000, 2_000, 10_000)
+    assert not regime.gram_pays(8_000, 2_000, 1)
+    assert regime.gram_pays(897, 2_000, 122)
+    assert regime.gram_pays(897, 60_000, 122)
+    assert regime.gram_pays(2_833, 10_000, 2_058)
+    assert regime.gram_pays(785, 2_000, 64)
+
+
+def test_native_chooses_by_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    original = working_set.solve
+    monkeypatch.setattr(
+        working_set, "solve", lambda rows, goal: taken.append(rows.design.d) or original(rows, goal)
+    )
+    for d in (30, 20_000):
+        rng = np.random.default_rng(0)
+        rows = RowSet(
+            Design(rng.standard_normal((d, 20)).astype(np.float32)),
+            rng.standard_normal((1, 20)).astype(np.float32),
+            Objective(0.5, Penalty(lam1=1.0)),
+            np.ones(d, dtype=bool),
+        )
+        assert certify(rows, native.solve(rows, 1e-6), 1e-6).certified.all()
+    assert taken == [20_000]
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_both_row_spaces_do_the_same(ridge: float) -> None:
+    rng = np.random.default_rng(1)
+    w = rng.standard_normal((12, 60)) * 10.0 ** rng.integers(-6, 6, (12, 1))
+    if ridge:
+        w = rng.standard_normal((12, 60))
+    w[4] = 0.0
+    vectors = rng.standard_normal((5, 60))
+    one, two = row_space(w, ridge), SingularSpace(w, ridge)
+    assert isinstance(one, GramSpace)
+    np.testing.assert_allclose(one.shrink_out(vectors), two.shrink_out(vectors), atol=1e-12)
+    size = np.abs(two.coefficients(vectors)).max(axis=0)
+    np.testing.assert_allclose(
+        one.coefficients(vectors) / (size + 1), two.coefficients(vectors) / (size + 1), atol=1e-11
+    )
+    members = np.arange(12) != 4
+    np.testing.assert_allclose(
+        one.restricted(members).coefficients(vectors), one.coefficients(vectors)[:, members], atol=1e-14
+    )
+
+
+def test_dependent_features_are_left_to_singular_values() -> None:
+    rng = np.random.default_rng(2)
+    w = rng.standard_normal((6, 40))
+    w[5] = w[0] + 1e-7 * w[1]
+    assert isinstance(row_space(w), SingularSpace)
+    assert isinstance(row_space(rng.standard_normal((40, 6))), SingularSpace)
+
+
+def test_eliminated_features_never_reach_the_row_solver() -> None:
+    rows = make_rows(23, kappa=0.5, on_a=True)
+    elimination = Elimination(rows)
+    assert elimination.eliminates
+    assert not np.intersect1d(np.flatnonzero(elimination.smooth), elimination.pivoted).size
+    assert SharedGram(elimination).row(0).correlation.size == elimination.pivoted.size
+
+
+@pytest.mark.parametrize("on_a", [False, True])
+@pytest.mark.parametrize("name", ["none", "perspective", "elastic-net"])
+def test_a_path_over_kappa_is_each_of_its_solves(name: str, on_a: bool) -> None:
+    kappas = [0.7, 0.0, 0.05, 3.0, 0.2, 0.7]
+    rows = make_rows(24, penalty=PENALTIES[name], kappa=1.0, on_a=on_a)
+    for kappa, w in zip(kappas, native.solve_path(rows, kappas, 1e-6), strict=True):
+        one = rows.with_kappa(kappa)
+        path, alone = certify(one, w, 1e-6), certify(one, native.solve(one, 1e-6), 1e-6)
+        assert path.certified.all()
+        np.testing.assert_allclose(path.primal, alone.primal, rtol=1e-6)
