@@ -83,7 +83,7 @@ def screen(
         low = np.maximum(np.abs(v) - spread, 0.0)
         if allowed is not None:
             low = np.where(allowed, low, 0.0)
-        multiplier = _multiplier(low, v, penalty, kappa, bounded, lower, upper)
+        multiplier = multiplier_bound(low, v, penalty, kappa, bounded, lower, upper)
         threshold[:, bounded] += multiplier[:, None]
     threshold *= 1.0 - 4.0 * _EPS
     # A coefficient can leave zero upwards, downwards, or is held at zero by a bound.
@@ -99,7 +99,7 @@ def screen(
     return stays
 
 
-def _multiplier(
+def multiplier_bound(
     low: np.ndarray,
     v: np.ndarray,
     penalty: Penalty,

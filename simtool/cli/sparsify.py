@@ -46,6 +46,14 @@ OBJECTIVES = ["lasso", "l1", "perspective", "elastic-net", "least-squares"]
 @click.option(
     "--tol", type=float, default=1e-6, show_default=True, help="Relative duality gap of a certified row."
 )
+@click.option(
+    "--eliminate",
+    type=click.Choice(["none", "safe", "heuristic"]),
+    default="none",
+    show_default=True,
+    help="safe: report the features proven inactive. heuristic: keep only --features of them.",
+)
+@click.option("--features", type=int, help="States and inputs that --eliminate heuristic keeps.")
 @click.option("--engine", type=click.Choice(["serial", "process"]), default="process", show_default=True)
 @click.option("--workers", type=int, help="Worker processes. [default: all cores]")
 @common_options
@@ -103,6 +111,16 @@ def describe(result: dict[str, Any]) -> str:
                 if result["norm_a_inf"] != result["norm_a_inf_raw"]
                 else ""
             ),
+        ),
+        *(
+            [
+                (
+                    "features eliminated",
+                    f"{result['eliminated_features']} in all rows, {result['eliminated_per_row_mean']:.1f} a row on average",
+                )
+            ]
+            if "eliminated_features" in result
+            else []
         ),
         ("well-posed", f"yes, {result['well_posed_by']}" if result["well_posed"] else "not proven"),
         (

@@ -2,8 +2,9 @@
 
 RUN/spec.json     everything that defines the answer: options, states, sizes, versions
 RUN/work/         inputs as plain arrays and Gram tiles; removed when the run is finished
-RUN/rows/         one shard per piece of rows
+RUN/rows/         one shard per piece of rows; before them, the features that a heuristic elimination keeps
 RUN/model.h5      the answer
+RUN/elimination.json  what --eliminate found, with the numbers of the states file's rows
 RUN/timing.json   times, engine, workers, memory, and the result that is printed again on a rerun
 RUN/log.txt       what was logged
 """
@@ -36,6 +37,8 @@ class RunFolder:
         self.work = path / "work"
         self.rows = path / "rows"
         self.model = path / "model.h5"
+        self.elimination = path / "elimination.json"
+        self.kept = self.rows / "kept.shard"
         self.timing = path / "timing.json"
         self.log = path / "log.txt"
 

@@ -16,6 +16,7 @@ _log = logging.getLogger("simtool")
 OBJECTIVES = ("lasso", "l1", "perspective", "elastic-net", "least-squares")
 STRUCTURES = ("layered", "dag", "free")
 KAPPA_ON = ("a", "ab")
+ELIMINATE = ("none", "safe", "heuristic")
 
 _LOSS_WEIGHT = {"lasso": 0.5, "l1": 0.1, "perspective": 0.1, "elastic-net": 0.5, "least-squares": 0.5}
 _BETA = {"lasso": 0.0, "l1": 1e-3, "elastic-net": 0.0}
@@ -41,6 +42,9 @@ class SparsifyOptions:
     mean_loss : divide the loss by the number of samples
     solver : native or clarabel
     tol : relative duality gap at which a row counts as certified
+    eliminate : safe reports the features that are proven inactive, heuristic removes all but ``features`` before
+        the rows are solved
+    features : how many states and inputs heuristic keeps; the bias stays beside them
     """
 
     objective: str = "lasso"
@@ -56,11 +60,21 @@ class SparsifyOptions:
     mean_loss: bool = False
     solver: str = "native"
     tol: float = 1e-6
+    eliminate: str = "none"
+    features: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("--objective", self.objective, OBJECTIVES)
         _one_of("--structure", self.structure, STRUCTURES)
         _one_of("--solver", self.solver, SOLVERS)
+        _one_of("--eliminate", self.eliminate, ELIMINATE)
+        if self.eliminate == "heuristic" and self.features is None:
+            raise OptionError("--eliminate heuristic needs --features F, the number of features to keep.")
+        if self.eliminate != "heuristic" and self.features is not None:
+            raise OptionError(
+                f"--features {self.features} belongs to --eliminate heuristic, got --eliminate {self.eliminate}. "
+                "Add it, or leave --features out."
+            )
         if self.kappa_on is not None:
             _one_of("--kappa-on", self.kappa_on, KAPPA_ON)
         for name in ("alpha", "beta", "gamma"):

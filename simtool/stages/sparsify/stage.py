@@ -23,6 +23,7 @@ from simtool.model import load_model
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.solvers import backends
 from simtool.solvers.warm import warm
+from simtool.stages.sparsify import elimination
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
 from simtool.stages.sparsify.merge import merge, spec_sha256
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
@@ -31,6 +32,7 @@ from simtool.states import States, open_states
 
 _log = logging.getLogger("simtool")
 _WORK = "simtool.stages.sparsify.work"
+_ELIMINATE = "simtool.stages.sparsify.elimination_rounds"
 _COPY_BYTES = 64 * 2**20
 RESULT_KEYS = {
     *(
@@ -69,7 +71,8 @@ def sparsify(
     Returns
     -------
     dict with rows, certified, max_relative_gap, nnz, baseline_nnz, sparsity, norm_a_inf, norm_a_inf_raw,
-    well_posed, well_posed_by, seconds, solve_seconds, peak_memory_bytes, engine, workers, run, model
+    well_posed, well_posed_by, seconds, solve_seconds, peak_memory_bytes, engine, workers, run, model; with
+    ``eliminate`` also eliminated_features, eliminated_per_row_mean
 
     Raises OptionError, InputError, FormatError, SpecChanged, OutputError or WorkerError; a run that failed can be
     resumed by the same call.
@@ -96,7 +99,8 @@ def sparsify(
                 times = _solve(folder, plan, source, chosen, progress)
                 model = merge(folder, plan, source, spec)
                 model.save(folder.model, overwrite=True)
-                result = _result(folder, times, chosen, time.perf_counter() - started)
+                eliminated = elimination.finish(folder, plan)
+                result = _result(folder, times, chosen, time.perf_counter() - started) | eliminated
                 _write_timing(folder, times, result)
                 folder.remove_work()
                 return result
@@ -107,6 +111,7 @@ def sparsify(
 def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
     """Everything that defines the answer."""
     header = source.header
+    elimination.check_features(options.features, header.states, header.inputs, header.has_bias)
     largest = float(lipschitz(header.blocks).max(initial=1e-12))
     return {
         "format_version": SPEC_VERSION,
@@ -124,7 +129,10 @@ def _finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
     """The stored result if every shard and the model are there and valid."""
     timing = folder.read_timing()
     result = None if timing is None else timing.get("result")
-    if not isinstance(result, dict) or set(result) != RESULT_KEYS or not folder.model.exists():
+    keys = RESULT_KEYS | elimination.result_keys(plan)
+    if not isinstance(result, dict) or set(result) != keys or not folder.model.exists():
+        return None
+    if not elimination.is_complete(folder, plan):
         return None
     if not all(is_valid(folder.shard(index)) for index in range(len(plan.shards))):
         return None
@@ -156,7 +164,8 @@ def _solve(
     folder: RunFolder, plan: Plan, source: States, engine: Engine, progress: Progress
 ) -> dict[str, float]:
     """Bring every shard to completion; returns the seconds of each phase and the workers' peak memory."""
-    todo = [index for index in range(len(plan.shards)) if not is_valid(folder.shard(index))]
+    chosen = elimination.is_chosen(folder, plan)
+    todo = [index for index in range(len(plan.shards)) if not (chosen and is_valid(folder.shard(index)))]
     times = {"gram_seconds": 0.0, "rows_seconds": 0.0, "worker_peak_memory_bytes": 0.0}
     if not todo:
         return times
@@ -179,7 +188,9 @@ def _solve(
             progress.advance(weight(item))
 
         progress.start(sum(weight(item) for item in items), unit, label)
-        engine.run(f"{_WORK}:{task}", folder.path.resolve(), items, done)
+        engine.run(
+            f"{_ELIMINATE if task == 'eliminate' else _WORK}:{task}", folder.path.resolve(), items, done
+        )
         progress.finish()
         return time.perf_counter() - phase_started
 
@@ -194,6 +205,9 @@ def _solve(
         times["gram_seconds"] = run_phase("gram_tile", tiles, "Gram matrix", lambda _: 1, "tiles")
     for name in missing:
         assemble_gram(folder, name)
+    if not chosen:
+        elimination.write_weights(folder, source.sensitivity)
+        times["elimination_seconds"] = run_phase("eliminate", [0], "elimination", lambda _: 1, "task")
     times["rows_seconds"] = run_phase(
         "solve_shard",
         todo,
@@ -279,7 +293,9 @@ def _result(folder: RunFolder, times: dict[str, float], engine: Engine, seconds:
         "well_posed": verdict.well_posed,
         "well_posed_by": verdict.by,
         "seconds": seconds,
-        "solve_seconds": times["gram_seconds"] + times["rows_seconds"],
+        "solve_seconds": times["gram_seconds"]
+        + times.get("elimination_seconds", 0.0)
+        + times["rows_seconds"],
         "peak_memory_bytes": int(max(own_peak, times["worker_peak_memory_bytes"])),
         "engine": engine.name,
         "workers": engine.workers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from simtool.certificate import certify
 from simtool.engines.shards import read_shard, write_shard
 from simtool.problem import SAMPLE_TILE, Design, RowSet
 from simtool.solvers import regime
+from simtool.stages.sparsify.elimination import kept_features, proven_bits
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of
 from simtool.stages.sparsify.structure import (
@@ -47,6 +49,7 @@ class Plan:
     def __init__(self, spec: dict[str, Any]) -> None:
         sizes = spec["sizes"]
         self.n, self.p, self.q, self.m = (int(sizes[key]) for key in ("n", "p", "q", "m"))
+        self.has_bias = bool(spec["has_bias"])
         self.options = SparsifyOptions(**spec["options"])
         self.groups: tuple[RowGroup, ...] = row_groups(
             self.options.structure,
@@ -54,7 +57,7 @@ class Plan:
             spec["output_parents"],
             self.p,
             self.q,
-            bool(spec["has_bias"]),
+            self.has_bias,
         )
         self.shards: tuple[Shard, ...] = shards(self.groups, self.m)
         self.grams = gram_features([g for g in self.groups if self._wants_gram(g)], self.n + self.p)
@@ -135,10 +138,16 @@ def gram_array(plan: Plan, name: str) -> str:
     return f"gram-{sorted(plan.grams).index(name)}"
 
 
-def row_set(folder: RunFolder, shard: Shard) -> RowSet:
-    """The convex problems of ``shard``."""
-    plan = plan_of(folder)
+def kept_group(plan: Plan, shard: Shard, kept: np.ndarray | None) -> RowGroup:
+    """The group of ``shard``, without the features that are not ``kept`` (n + p,) bool; None keeps all."""
     group = plan.groups[shard.group]
+    return group if kept is None else replace(group, features=group.features[kept[group.features]])
+
+
+def row_set(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) -> RowSet:
+    """The convex problems of ``shard``, in the features ``kept`` (n + p,) bool, or all."""
+    plan = plan_of(folder)
+    group = kept_group(plan, shard, kept)
     design = folder.map_array("design")
     features = group.features
     if features.size and features[-1] - features[0] + 1 == features.size:
@@ -148,8 +157,8 @@ def row_set(folder: RunFolder, shard: Shard) -> RowSet:
     gram = None
     if group.gram in plan.grams:
         mapped = folder.map_array(gram_array(plan, group.gram))
-        whole = group.gram != FULL or features.size == plan.n + plan.p
-        gram = np.asarray(mapped) if whole else mapped[np.ix_(features, features)]
+        at = np.searchsorted(plan.grams[group.gram], features)
+        gram = np.asarray(mapped) if at.size == mapped.shape[0] else mapped[np.ix_(at, at)]
     rows = np.arange(shard.start, shard.stop)
     return RowSet(
         design=Design(w, gram),
@@ -166,17 +175,20 @@ def solve_shard(path: Path, index: int) -> dict[str, Any]:
     folder = RunFolder(path)
     plan = plan_of(folder)
     shard = plan.shards[index]
-    rows = row_set(folder, shard)
+    kept = kept_features(folder, plan)
+    rows = row_set(folder, shard, kept)
     w = solvers.get(plan.options.solver)(rows, plan.options.tol)
     proof = certify(rows, w, plan.options.tol)
     non_zero = w != 0
     _, local = np.nonzero(non_zero)
     arrays = {
         "indptr": np.concatenate([[0], np.cumsum(non_zero.sum(axis=1))]).astype(np.int64),
-        "indices": plan.groups[shard.group].features[local].astype(np.int64),
+        "indices": kept_group(plan, shard, kept).features[local].astype(np.int64),
         "data": w[non_zero],
     }
     arrays.update({field: getattr(proof, field) for field in CERTIFICATE_FIELDS})
+    if plan.options.eliminate == "safe":
+        arrays["proven"] = proven_bits(rows, w, proof)
     write_shard(folder.shard(index), arrays)
     return _report(
         started,
