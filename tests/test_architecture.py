@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "certificate": {"penalty", "dual_bound", "row_space", "problem"},
     "equality": {"certificate", "problem"},
     "screening": {"penalty", "dual_bound", "problem", "certificate"},
-    "solvers": {"penalty", "screening", "dual_bound", "problem", "certificate", "equality"},
+    "solvers": {"penalty", "row_space", "screening", "dual_bound", "problem", "certificate", "equality"},
     # the infrastructure
     "hdf5": set(),
     "states": {"hdf5"},
