@@ -18,14 +18,17 @@ class RowStatus(Enum):
         "states (simtool extract --rescale)."
     )
     INFEASIBLE = (
-        "No row meets all constraints; the row of least residual is stored. With more samples than features a target "
-        "is matched exactly only if it is a linear function of them: use --match relaxed, a larger --kappa, or --structure "
-        "dag or free."
+        "No row meets all constraints; the one of least residual is stored. With more samples than features a target is "
+        "matched exactly only if it is a linear function of them: use --match relaxed, a larger --kappa, fewer samples "
+        "or --structure dag. With an objective of your own, loosen its constraints."
     )
-    KAPPA = "The stored row exceeds kappa, the box or the mask: report this as a fault in simtool, with the dumped row."
+    CONSTRAINT = (
+        "The stored row exceeds kappa, the box or its mask: a fault in simtool. Report it with the row dumped by simtool "
+        "inspect RUN --row i --dump row.npz."
+    )
     GAVE_UP = (
-        "The solver ended without a solution. Try --solver native or clarabel, or rescale the states "
-        "(simtool extract --rescale); dump the row to look at it alone."
+        "The solver ended without a solution. Try --solver native or clarabel, or rescale the states (simtool extract "
+        "--rescale); an objective of your own must be bounded below. Dump the row to look at it alone."
     )
 
     @property
@@ -43,7 +46,7 @@ _LABELS = {
     RowStatus.CERTIFIED: "certified",
     RowStatus.GAP: "gap too large",
     RowStatus.INFEASIBLE: "infeasible",
-    RowStatus.KAPPA: "constraint violated",
+    RowStatus.CONSTRAINT: "constraint violated",
     RowStatus.GAVE_UP: "solver gave up",
 }
 
@@ -52,6 +55,6 @@ STATUSES = (
     RowStatus.CERTIFIED,
     RowStatus.GAP,
     RowStatus.INFEASIBLE,
-    RowStatus.KAPPA,
+    RowStatus.CONSTRAINT,
     RowStatus.GAVE_UP,
 )

@@ -8,8 +8,26 @@ from typing import Any
 import click
 
 from simtool.cli.output import common_options, emit, progress_for
+from simtool.importing import is_reference
 
 OBJECTIVES = ["lasso", "l1", "perspective", "elastic-net", "least-squares"]
+
+
+class ObjectiveType(click.ParamType):
+    """A name of the family, or package.module:function."""
+
+    name = "NAME|MODULE:FUNCTION"
+    choices = tuple(OBJECTIVES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Only what is neither is refused here; the function is looked up later."""
+        if value not in self.choices and not is_reference(str(value)):
+            self.fail(
+                f"{value!r} is neither one of {', '.join(self.choices)} nor package.module:function or file.py:function.",
+                param,
+                ctx,
+            )
+        return str(value)
 
 
 @click.command(
@@ -18,7 +36,20 @@ OBJECTIVES = ["lasso", "l1", "perspective", "elastic-net", "least-squares"]
 )
 @click.argument("states", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The run folder.")
-@click.option("--objective", type=click.Choice(OBJECTIVES), default="lasso", show_default=True)
+@click.option(
+    "--objective",
+    type=ObjectiveType(),
+    default="lasso",
+    show_default=True,
+    help=f"{', '.join(OBJECTIVES)}; or a function of your own, (a, b) -> (CVXPY expression, [constraints]).",
+)
+@click.option(
+    "--match",
+    type=click.Choice(["relaxed", "exact"]),
+    default="relaxed",
+    show_default=True,
+    help="exact: rows give the states exactly, at the least penalty.",
+)
 @click.option(
     "--structure", type=click.Choice(["layered", "dag", "free"]), default="layered", show_default=True
 )
@@ -40,8 +71,7 @@ OBJECTIVES = ["lasso", "l1", "perspective", "elastic-net", "least-squares"]
 @click.option(
     "--solver",
     type=click.Choice(["native", "bisection", "clarabel", "scs", "mosek"]),
-    default="native",
-    show_default=True,
+    help="[default: native; clarabel for --match exact and your own objective]",
 )
 @click.option(
     "--tol", type=float, default=1e-6, show_default=True, help="Relative duality gap of a certified row."
@@ -84,13 +114,24 @@ def command(
     )
     emit(result, as_json, describe(result))
     if result["certified"] < result["rows"]:
-        missed = result["rows"] - result["certified"]
-        click.echo(
-            f"warning: {missed} of {result['rows']} rows are not certified at --tol {options['tol']:g} "
-            f"(largest relative gap {result['max_relative_gap']:.1e}). See simtool inspect {output}.",
-            err=True,
-        )
+        click.echo(_what_to_do(result, options["tol"], output), err=True)
         raise SystemExit(3)
+
+
+def _what_to_do(result: dict[str, Any], tol: float, output: Path) -> str:
+    """Why rows are not certified, and the remedy for each reason."""
+    from simtool.status import STATUSES
+
+    missed = result["rows"] - result["certified"]
+    lines = [
+        f"warning: {missed} of {result['rows']} rows are not certified at --tol {tol:g} (largest relative gap "
+        f"{result['max_relative_gap']:.1e}). See simtool inspect {output} --row i."
+    ]
+    for status in STATUSES[1:]:
+        count = result["statuses"].get(status.label, 0)
+        if count:
+            lines.append(f"  {count} {status.label}: {status.value}")
+    return "\n".join(lines)
 
 
 def describe(result: dict[str, Any]) -> str:

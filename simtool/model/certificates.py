@@ -42,7 +42,7 @@ class CertificateTable:
 
     def __post_init__(self) -> None:
         if self.status is None:
-            failed = np.where(np.asarray(self.kappa_slack) < 0, RowStatus.KAPPA.code, RowStatus.GAP.code)
+            failed = np.where(np.asarray(self.kappa_slack) < 0, RowStatus.CONSTRAINT.code, RowStatus.GAP.code)
             derived = np.where(np.asarray(self.certified, dtype=bool), RowStatus.CERTIFIED.code, failed)
             object.__setattr__(self, "status", derived)
         for spec in fields(self):

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from simtool.errors import OptionError
+from simtool.importing import is_reference
 from simtool.penalty import Penalty
 from simtool.problem import Objective
 from simtool.solvers import SOLVERS
@@ -17,11 +18,14 @@ OBJECTIVES = ("lasso", "l1", "perspective", "elastic-net", "least-squares")
 STRUCTURES = ("layered", "dag", "free")
 KAPPA_ON = ("a", "ab")
 ELIMINATE = ("none", "safe", "heuristic")
+MATCHES = ("relaxed", "exact")
+CONE_SOLVERS = ("clarabel", "scs", "mosek")
 
 _LOSS_WEIGHT = {"lasso": 0.5, "l1": 0.1, "perspective": 0.1, "elastic-net": 0.5, "least-squares": 0.5}
 _BETA = {"lasso": 0.0, "l1": 1e-3, "elastic-net": 0.0}
 _ALPHA = {"perspective": 1e-3}
 _GAMMA = {"elastic-net": 1e-2}
+_OWN_LOSS_WEIGHT = 0.1
 _LASSO_KAPPA = 0.99
 _FREE_KAPPA = 0.99
 _SMALLEST_WEIGHT, _LARGEST_WEIGHT = 1e-12, 1e12
@@ -33,14 +37,17 @@ class SparsifyOptions:
 
     Attributes
     ----------
-    objective : lasso, l1, perspective, elastic-net or least-squares
+    objective : lasso, l1, perspective, elastic-net or least-squares; or package.module:function, file.py:function, a
+        function (a, b) -> (CVXPY expression, [constraints]) of one row (see simtool.solvers.custom.objective)
     structure : layered, dag or free
     kappa, kappa_on : bound of ||w_S||_1 for rows of Z, and S: ``a`` (the A-part) or ``ab`` (all of the row)
     kappa_outputs : the same bound for rows of Y; None for none
     lambda1, lambda2 : loss weights of rows of Z and of Y
     alpha, beta, gamma : weights of the perspective, l1 and squared l2 penalties
     mean_loss : divide the loss by the number of samples
-    solver : native or clarabel
+    match : relaxed weighs the loss; exact asks for W^T w = z (SIM 2b, 2c): the least penalty among the rows that match, or
+        any such row where the objective has no penalty
+    solver : one of SOLVERS; the default is native, and clarabel for exact matching and objectives of one's own
     tol : relative duality gap at which a row counts as certified
     eliminate : safe reports the features that are proven inactive, heuristic removes all but ``features`` before
         the rows are solved
@@ -58,15 +65,22 @@ class SparsifyOptions:
     beta: float | None = None
     gamma: float | None = None
     mean_loss: bool = False
-    solver: str = "native"
+    match: str = "relaxed"
+    solver: str | None = None
     tol: float = 1e-6
     eliminate: str = "none"
     features: int | None = None
 
     def __post_init__(self) -> None:
-        _one_of("--objective", self.objective, OBJECTIVES)
+        if not self.custom and self.objective not in OBJECTIVES:
+            raise OptionError(
+                f"--objective must be one of {', '.join(OBJECTIVES)}, or a function of your own as package.module:function "
+                f"or file.py:function, got {self.objective!r}."
+            )
         _one_of("--structure", self.structure, STRUCTURES)
-        _one_of("--solver", self.solver, SOLVERS)
+        if self.solver is not None:
+            _one_of("--solver", self.solver, SOLVERS)
+        _one_of("--match", self.match, MATCHES)
         _one_of("--eliminate", self.eliminate, ELIMINATE)
         if self.eliminate == "heuristic" and self.features is None:
             raise OptionError("--eliminate heuristic needs --features F, the number of features to keep.")
@@ -102,6 +116,39 @@ class SparsifyOptions:
                 )
         if not (math.isfinite(self.tol) and 1e-12 <= self.tol <= 0.1):
             raise OptionError(f"--tol must lie in [1e-12, 0.1], got {self.tol!r}. The default is 1e-6.")
+        self._check_cone_program()
+
+    @property
+    def custom(self) -> bool:
+        """Whether the objective is a function of the user's own."""
+        return self.objective not in OBJECTIVES and is_reference(self.objective)
+
+    @property
+    def needs_cone_solver(self) -> bool:
+        """Exact matching and objectives of one's own are cone programs."""
+        return self.custom or self.match == "exact"
+
+    def _check_cone_program(self) -> None:
+        if not self.needs_cone_solver:
+            return
+        what = f"--objective {self.objective}" if self.custom else "--match exact"
+        if self.solver is not None and self.solver not in CONE_SOLVERS:
+            raise OptionError(
+                f"{what} is solved as a cone program: --solver must be one of {', '.join(CONE_SOLVERS)}, got "
+                f"{self.solver!r}. Leave it out for clarabel."
+            )
+        if self.eliminate != "none":
+            raise OptionError(
+                f"--eliminate {self.eliminate} belongs to the losses of {', '.join(OBJECTIVES)}, got {what}. Leave it out."
+            )
+        if self.match == "exact":
+            given = [name for name in ("lambda1", "lambda2") if getattr(self, name) is not None]
+            given += ["mean-loss"] if self.mean_loss else []
+            if given:
+                raise OptionError(
+                    f"--{given[0]} weighs the loss, but --match exact has none: every row matches its target. Leave it "
+                    "out, or use --match relaxed."
+                )
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -117,10 +164,19 @@ def resolve(options: SparsifyOptions, largest_lipschitz: float) -> SparsifyOptio
     """
     name = options.objective
     kappa, kappa_on = options.kappa, options.kappa_on
-    if kappa is None and name == "lasso":
+    # Exact matching is SIM's problem (8): its kappa bounds the A-part, and is asked for.
+    the_lasso = name == "lasso" and options.match == "relaxed"
+    if kappa is None and the_lasso:
         kappa = _LASSO_KAPPA
     if kappa_on is None:
-        kappa_on = "ab" if name == "lasso" else "a"
+        kappa_on = "ab" if the_lasso else "a"
+    solver = options.solver
+    if solver is None:
+        solver = "clarabel" if options.needs_cone_solver else "native"
+        if options.needs_cone_solver:
+            _log.info(
+                "%s is a cone program: using --solver clarabel", name if options.custom else "--match exact"
+            )
     limit = 1.0 / largest_lipschitz
     if options.structure == "free":
         if kappa is None or (options.kappa is None and kappa >= limit):
@@ -137,12 +193,13 @@ def resolve(options: SparsifyOptions, largest_lipschitz: float) -> SparsifyOptio
                 f"{math.floor(0.95 * limit * 1000) / 1000:g}, or --structure layered, which is well-posed "
                 "without it."
             )
-    lambda1 = options.lambda1 if options.lambda1 is not None else _LOSS_WEIGHT[name]
-    lambda2 = options.lambda2 if options.lambda2 is not None else _LOSS_WEIGHT[name]
+    lambda1 = options.lambda1 if options.lambda1 is not None else _LOSS_WEIGHT.get(name, _OWN_LOSS_WEIGHT)
+    lambda2 = options.lambda2 if options.lambda2 is not None else _LOSS_WEIGHT.get(name, _OWN_LOSS_WEIGHT)
     return replace(
         options,
         kappa=kappa,
         kappa_on=kappa_on,
+        solver=solver,
         lambda1=lambda1,
         lambda2=lambda2,
         alpha=options.alpha if options.alpha is not None else _ALPHA.get(name),

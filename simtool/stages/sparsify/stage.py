@@ -42,6 +42,7 @@ RESULT_KEYS = {
         "nnz",
         "baseline_nnz",
         "sparsity",
+        "statuses",
         "norm_a_inf",
         "norm_a_inf_raw",
     ),
@@ -70,7 +71,7 @@ def sparsify(
 
     Returns
     -------
-    dict with rows, certified, max_relative_gap, nnz, baseline_nnz, sparsity, norm_a_inf, norm_a_inf_raw,
+    dict with rows, certified, statuses, max_relative_gap, nnz, baseline_nnz, sparsity, norm_a_inf, norm_a_inf_raw,
     well_posed, well_posed_by, seconds, solve_seconds, peak_memory_bytes, engine, workers, run, model; with
     ``eliminate`` also eliminated_features, eliminated_per_row_mean
 
@@ -91,6 +92,7 @@ def sparsify(
                 if finished is not None:
                     return finished
             backends.require(spec["options"]["solver"])
+            _check_own_objective(Plan(spec))
             folder.prepare()
             with folder.locked(), _logged_to(folder):
                 folder.claim(spec)
@@ -113,7 +115,13 @@ def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
     header = source.header
     elimination.check_features(options.features, header.states, header.inputs, header.has_bias)
     largest = float(lipschitz(header.blocks).max(initial=1e-12))
+    own: dict[str, Any] = {}
+    if options.custom:
+        from simtool.solvers.custom.objective import load
+
+        own = {"objective": {"source_sha256": load(options.objective).source_sha256}}
     return {
+        **own,
         "format_version": SPEC_VERSION,
         "options": asdict(resolve(options, largest)),
         "sizes": {"n": header.states, "p": header.inputs, "q": header.outputs, "m": header.samples},
@@ -123,6 +131,15 @@ def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
         "states": {"content_sha256": source.content_sha256()},
         "environment": environment.fingerprint(),
     }
+
+
+def _check_own_objective(plan: Plan) -> None:
+    """Call the user's function for rows of every shape: whatever is wrong with it is said before any work."""
+    if plan.options.custom:
+        from simtool.solvers.custom.objective import check, load
+
+        tasks = ((plan.task(group), group.features.size) for group in plan.groups)
+        check(load(plan.options.objective), {(task.states, size - task.states) for task, size in tasks})
 
 
 def _finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
@@ -170,7 +187,8 @@ def _solve(
     if not todo:
         return times
     _check_room(folder, plan)
-    warm(plan.options.solver)
+    # Exact matching decides by the native solver whether a row is feasible.
+    warm("native" if plan.options.match == "exact" else plan.options.solver or "native")
     _write_inputs(folder, source)
 
     def run_phase(task: str, items: list[int], label: str, weight: Callable[[int], int], unit: str) -> float:
@@ -284,6 +302,7 @@ def _result(folder: RunFolder, times: dict[str, float], engine: Engine, seconds:
     return {
         "rows": len(table),
         "certified": int(table.certified.sum()),
+        "statuses": table.count_by_status(),
         "max_relative_gap": float(table.relative_gap.max(initial=0.0)),
         "nnz": model.nnz,
         "baseline_nnz": model.baseline_nnz,

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from simtool import solvers
 from simtool.blocks import from_json
-from simtool.certificate import certify
 from simtool.engines.shards import read_shard, write_shard
 from simtool.problem import SAMPLE_TILE, Design, RowSet
 from simtool.solvers import regime
+from simtool.stages.sparsify.answer import Task, answer
 from simtool.stages.sparsify.elimination import kept_features, proven_bits
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of
@@ -40,6 +39,7 @@ CERTIFICATE_FIELDS = (
     "projection_error",
     "kind",
     "certified",
+    "status",
 )
 
 
@@ -59,6 +59,8 @@ class Plan:
             self.q,
             self.has_bias,
         )
+        # Only a run with an objective of the user's own has this section.
+        self._source_sha256 = spec.get("objective", {}).get("source_sha256")
         self.shards: tuple[Shard, ...] = shards(self.groups, self.m)
         self.grams = gram_features([g for g in self.groups if self._wants_gram(g)], self.n + self.p)
         self.tiles = gram_tiles({name: features.size for name, features in self.grams.items()})
@@ -72,6 +74,18 @@ class Plan:
     def allowed(self, group: RowGroup, rows: np.ndarray) -> np.ndarray | None:
         """The features that each of ``rows`` may use, (r, d) bool; None for all of the group's."""
         return group.features != rows[:, None] if group.excludes_itself else None
+
+    def task(self, group: RowGroup) -> Task:
+        """What is asked of the group's rows."""
+        options = self.options
+        return Task(
+            objective=options.objective,
+            source_sha256=self._source_sha256,
+            match=options.match,
+            solver=options.solver or "native",
+            tolerance=options.tol,
+            states=int((group.features < self.n).sum()),
+        )
 
     def _wants_gram(self, group: RowGroup) -> bool:
         """Whether the group's rows are solved on a Gram matrix: natively, and where that pays."""
@@ -177,16 +191,18 @@ def solve_shard(path: Path, index: int) -> dict[str, Any]:
     shard = plan.shards[index]
     kept = kept_features(folder, plan)
     rows = row_set(folder, shard, kept)
-    w = solvers.get(plan.options.solver)(rows, plan.options.tol)
-    proof = certify(rows, w, plan.options.tol)
+    group = kept_group(plan, shard, kept)
+    found = answer(rows, plan.task(group))
+    w, proof = found.w, found.proof
     non_zero = w != 0
     _, local = np.nonzero(non_zero)
     arrays = {
         "indptr": np.concatenate([[0], np.cumsum(non_zero.sum(axis=1))]).astype(np.int64),
-        "indices": kept_group(plan, shard, kept).features[local].astype(np.int64),
+        "indices": group.features[local].astype(np.int64),
         "data": w[non_zero],
     }
-    arrays.update({field: getattr(proof, field) for field in CERTIFICATE_FIELDS})
+    arrays.update({field: getattr(proof, field) for field in CERTIFICATE_FIELDS if field != "status"})
+    arrays["status"] = found.status
     if plan.options.eliminate == "safe":
         arrays["proven"] = proven_bits(rows, w, proof)
     write_shard(folder.shard(index), arrays)
