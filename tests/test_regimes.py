@@ -12,7 +12,7 @@ from row_problems import PENALTIES, make_rows, row_sets
 from simtool.certificate import certify
 from simtool.penalty import Penalty
 from simtool.problem import Design, Objective, RowSet
-from simtool.row_space import GramSpace, SingularSpace, row_space
+from simtool.row_space import ApartSpace, GramSpace, SingularSpace, row_space
 from simtool.solvers import native, regime, working_set
 from simtool.solvers.elimination import Elimination, SharedGram, solve_rows
 from simtool.solvers.face import solve_reduced
@@ -170,11 +170,33 @@ def test_both_row_spaces_do_the_same(ridge: float) -> None:
     )
 
 
-def test_dependent_features_are_left_to_singular_values() -> None:
+def test_a_few_dependent_features_are_set_apart() -> None:
     rng = np.random.default_rng(2)
-    w = rng.standard_normal((6, 40))
-    w[5] = w[0] + 1e-7 * w[1]
-    assert isinstance(row_space(w), SingularSpace)
+    w = rng.standard_normal((30, 90))
+    w[5] = w[0]
+    w[6] = w[0] - 2.0 * w[1]
+    w[7] = w[2] + 1e-7 * w[3]
+    w[8] = w[2] + 1e-9 * rng.standard_normal(90)
+    w[9] = 0.0
+    vectors = rng.standard_normal((4, 90))
+    one, two = row_space(w), SingularSpace(w)
+    assert isinstance(one, ApartSpace)
+    left_over = one.project_out(vectors)
+    np.testing.assert_allclose(left_over, two.project_out(vectors), atol=1e-6)
+    size = np.sqrt(np.square(w).sum(axis=1))
+    unit = w / np.where(size > 0, size, 1.0)[:, None]
+    assert np.abs(left_over @ unit.T).max() < 1e-11
+    # Coefficients of 1e9 cancel here, so their own residual is known to 1e-7 only.
+    assert np.abs((vectors - one.coefficients(vectors) @ w) @ unit.T).max() < 1e-6
+    members = np.arange(30) != 9
+    np.testing.assert_allclose(
+        one.restricted(members).coefficients(vectors), one.coefficients(vectors)[:, members], atol=1e-14
+    )
+
+
+def test_many_dependent_features_are_left_to_singular_values() -> None:
+    rng = np.random.default_rng(2)
+    assert isinstance(row_space(rng.standard_normal((60, 4)) @ rng.standard_normal((4, 90))), SingularSpace)
     assert isinstance(row_space(rng.standard_normal((40, 6))), SingularSpace)
 
 
