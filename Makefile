@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 THREADS := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow stress check format lint types clean
+.PHONY: help install demo test slow stress check format lint types bench clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,5 +52,15 @@ lint: $(VENV)/installed ## Format and lint, changing nothing.
 types: $(VENV)/installed ## Static types.
 	$(BIN)/mypy simtool
 
+$(VENV)/bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+trained/mlp.onnx: $(VENV)/installed
+	$(BIN)/python examples/train_mlp.py -o trained
+
+bench: $(VENV)/bench trained/mlp.onnx ## The row solver beside its peers, all cases (most of an hour); report in bench-report.
+	$(THREADS) $(BIN)/simtool bench rows --network trained/mlp.onnx --figure gap --figure thesis -o bench-report --overwrite
+
 clean: ## Remove what the targets made.
-	rm -rf $(VENV) simtool-demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) simtool-demo bench-report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,224 @@
+"""``simtool bench rows``: the chosen cases one after the other, the pictures, and the report of both."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from simtool.bench import cases, machine, table
+from simtool.bench.arrays import DATA, Source
+from simtool.bench.run_case import Result, Settings, run, uncertified
+from simtool.errors import InputError, OptionError, OutputError
+from simtool.networks import NetworkSpec
+from simtool.progress import NO_PROGRESS, Progress
+from simtool.solvers.warm import warm
+from simtool.strict_json import finite
+
+_log = logging.getLogger("simtool")
+FIGURES = ("gap", "thesis")
+_MARK = "bench.json"
+_QUICK_PEER_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What ``simtool bench rows`` is asked for.
+
+    Attributes
+    ----------
+    names : cases to run, as :data:`simtool.bench.cases.NAMES`; empty for all
+    states, network, data : a states file for every case but conv, or the network of case F and its data
+    rows : how many rows every peer solves; ``seconds`` : about how long it may take over them (one row at least)
+    tol : the relative gap that all are asked for and certified at
+    figures : of FIGURES
+    quick : sizes of a test
+    """
+
+    names: tuple[str, ...] = ()
+    states: Path | None = None
+    network: NetworkSpec | None = None
+    data: str | None = None
+    rows: int = 5
+    seconds: float = 60.0
+    tol: float = 1e-6
+    figures: tuple[str, ...] = ()
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        known = ("all", "conv", *cases.NAMES)
+        for name in self.names:
+            if name not in known:
+                raise OptionError(f"--case must be one of {', '.join(known)}, got {name!r}.")
+        for figure in self.figures:
+            if figure not in FIGURES:
+                raise OptionError(f"--figure must be one of {', '.join(FIGURES)}, got {figure!r}.")
+        if self.rows < 1:
+            raise OptionError(f"--rows must be at least 1, got {self.rows}.")
+        if not 1e-10 <= self.tol <= 1e-2:
+            raise OptionError(f"--tol must lie in [1e-10, 1e-2], got {self.tol!r}. The table is for 1e-6.")
+        if self.states is not None and (self.network is not None or self.data is not None):
+            raise OptionError("--states holds the states already: leave out --network and --data.")
+        if self.states is not None and not self.states.is_file():
+            raise InputError(f"the states file {self.states} does not exist. Make one with simtool extract.")
+
+
+def bench_rows(
+    options: BenchOptions,
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress = NO_PROGRESS,
+) -> dict[str, Any]:
+    """Run the cases, and write the report to the folder ``output`` if one is given.
+
+    Returns the JSON object of the command: machine, lines (the speed table), cases, uncertified, seconds, report; and
+    ``text`` and ``markdown``, the tables as printed. Raises OptionError, InputError or OutputError.
+    """
+    started = time.perf_counter()
+    if output is None and options.figures:
+        raise OptionError("--figure draws into the report: name a folder for it with -o REPORT.")
+    if output is not None:
+        _check(output, overwrite)
+    _log.info("every figure is CPU time of one thread; %s", "quick sizes" if options.quick else "full sizes")
+    with tempfile.TemporaryDirectory(prefix="simtool-bench-") as scratch, machine.one_thread():
+        warm("native")
+        data = options.data or ("digits" if options.quick and options.states is None else DATA)
+        settings = Settings(
+            source=Source(options.states, options.network, data),
+            folder=Path(scratch),
+            tolerance=options.tol,
+            peer_rows=options.rows,
+            peer_seconds=min(options.seconds, _QUICK_PEER_SECONDS) if options.quick else options.seconds,
+            quick=options.quick,
+        )
+        results = _cases(options, settings, progress)
+        pictures, extra = _figures(options, settings)
+    described = machine.describe()
+    content = _content(options, results, described, extra)
+    content["seconds"] = time.perf_counter() - started
+    lines = [line for result in results for line in result.lines]
+    tables = {
+        "text": _text(results, lines, described),
+        "markdown": table.markdown(lines, machine.one_line(described)),
+    }
+    if output is not None:
+        page = _page(results, tables["markdown"], pictures, extra)
+        _write(output, content, page, pictures)
+    return {**content, "report": None if output is None else str(output), **tables}
+
+
+def _cases(options: BenchOptions, settings: Settings, progress: Progress) -> list[Result]:
+    # Pictures alone need no case.
+    names = () if options.figures and not options.names else cases.chosen(options.names)
+    results = []
+    progress.start(len(names), "cases", "bench rows")
+    for name in names:
+        progress.note(name)
+        results.append(run(name, settings))
+        progress.advance()
+    progress.finish()
+    return results
+
+
+def _figures(options: BenchOptions, settings: Settings) -> tuple[dict[str, dict[str, bytes]], dict[str, Any]]:
+    """The pictures as PNG and SVG by name, and their numbers."""
+    pictures: dict[str, dict[str, bytes]] = {}
+    extra: dict[str, Any] = {}
+    if "gap" in options.figures:
+        from simtool.bench import curves
+
+        extra["gap"], pictures["gap"] = curves.gap_against_time(settings, options.names)
+    if "thesis" in options.figures:
+        from simtool.bench import thesis
+
+        extra["thesis"], drawn = thesis.reproduce(settings)
+        pictures.update(drawn)
+    return pictures, extra
+
+
+def _content(
+    options: BenchOptions, results: Sequence[Result], described: dict[str, Any], extra: dict[str, Any]
+) -> dict[str, Any]:
+    lines = [line for result in results for line in result.lines]
+    return {
+        "machine": described,
+        "quick": options.quick,
+        "tol": options.tol,
+        "lines": [{**asdict(line), "met": line.met, "aim_met": line.aim_met} for line in lines],
+        "uncertified": uncertified(results),
+        "cases": [{k: v for k, v in asdict(result).items() if k != "lines"} for result in results],
+        "figures": extra,
+    }
+
+
+def _text(results: Sequence[Result], lines: Sequence[table.Line], described: dict[str, Any]) -> str:
+    parts = []
+    for result in results:
+        head = f"{result.title}  ({result.seconds:.0f} s)"
+        body = "\n".join(f"  {fact}" for fact in result.facts)
+        parts.append(f"{head}\n{body}")
+        if result.peers:
+            parts.append(table.aligned(table.peer_rows(result.peers)))
+    if lines:
+        parts.append(table.text(lines))
+    parts.append(machine.one_line(described))
+    return "\n\n".join(parts)
+
+
+def _page(
+    results: Sequence[Result], speed: str, pictures: dict[str, dict[str, bytes]], extra: dict[str, Any]
+) -> str:
+    """The report as Markdown: first the README's table, then every case, then the pictures."""
+    parts = ["# The row solver beside its peers", speed.strip()] if results else ["# The row solver"]
+    for result in results:
+        parts.append(f"## {result.title}")
+        parts.append("\n".join(f"- {fact}" for fact in result.facts))
+        if result.peers:
+            parts.append(table.as_markdown(table.peer_rows(result.peers)))
+    if "thesis" in extra:
+        parts.append("## Bisection as in the thesis\n\n" + extra["thesis"]["markdown"])
+    parts += [f"![{name}]({name}.png)" for name in pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+def _check(folder: Path, overwrite: bool) -> None:
+    """Raise OutputError unless the report can be written; only an earlier one is ever replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; a report is a folder. Choose another name.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise OutputError(f"{folder} exists already. Pass --overwrite to replace the report in it.")
+        if not (folder / _MARK).is_file():
+            raise OutputError(
+                f"{folder} is not empty and holds no {_MARK}, so it is not a benchmark's report. Choose another folder."
+            )
+    if not folder.absolute().parent.is_dir():
+        raise OutputError(
+            f"the folder {folder.absolute().parent} does not exist. Create it, or choose another path."
+        )
+
+
+def _write(folder: Path, content: dict[str, Any], page: str, pictures: dict[str, dict[str, bytes]]) -> None:
+    """Write the report beside ``folder`` and move it there when it is complete. Raises OutputError."""
+    temporary = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        (temporary / "rows.md").write_text(page)
+        for name, kinds in pictures.items():
+            for kind, data in kinds.items():
+                (temporary / f"{name}.{kind}").write_bytes(data)
+        (temporary / _MARK).write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"the report cannot be written to {folder}: {error.strerror or error}.") from error

@@ -1,0 +1,91 @@
+"""``simtool bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simtool.cli.options import network_options, network_spec
+from simtool.cli.output import common_options, emit, progress_for
+
+
+@click.group(epilog="Example: simtool bench rows --quick", short_help="Speed beside other solvers.")
+def command() -> None:
+    """Measure simtool beside its peers, at equal certified accuracy, on this machine."""
+
+
+@command.command(epilog="Example: simtool bench rows --case case-f --network trained/mlp.onnx -o speed")
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    metavar="NAME",
+    help="case-f, case-f-60000, sparse-l1, dense, mlp-1024, mlp-1024-layered, conv, path, memory, import; "
+    "repeatable. [default: all]",
+)
+@click.option(
+    "--states", type=click.Path(path_type=Path), help="A states file for every chosen case (not conv)."
+)
+@click.option("--network", metavar="NETWORK", help="Case F's network. [default: random weights of its sizes]")
+@network_options()
+@click.option("--data", metavar="DATA", help="What the networks run on. [default: fashion-mnist]")
+@click.option("--rows", type=int, default=5, show_default=True, help="Rows that every peer solves.")
+@click.option(
+    "--seconds",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="How long a peer may take over them, about.",
+)
+@click.option(
+    "--tol", type=float, default=1e-6, show_default=True, help="The relative gap asked of everyone."
+)
+@click.option(
+    "--figure",
+    "figures",
+    multiple=True,
+    type=click.Choice(["gap", "thesis"]),
+    help="Gap against time, or the bisection figures of the thesis; repeatable.",
+)
+@click.option("--quick", is_flag=True, help="Small random networks: whether it works, not how fast.")
+@click.option("--markdown", is_flag=True, help="Print only the speed table, as Markdown.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="REPORT", help="A folder for the report."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier report.")
+@common_options
+def rows(
+    cases: tuple[str, ...],
+    states: Path | None,
+    network: str | None,
+    model_arg: tuple[str, ...],
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    trust_model: bool,
+    data: str | None,
+    output: Path | None,
+    overwrite: bool,
+    figures: tuple[str, ...],
+    markdown: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """The row solver beside CVXPY (Clarabel, SCS), scikit-learn, celer, skglm and the bisection of the thesis.
+
+    Times are CPU seconds of one thread, everyone's rows are certified by the same certificate, and what fails stays in
+    the table with its reason. celer and skglm come with: pip install 'simtool[bench]'.
+    """
+    from simtool.bench.rows import BenchOptions, bench_rows
+
+    given = None if network is None else network_spec(network, model_arg, weights, input_shape, trust_model)
+    result = bench_rows(
+        BenchOptions(names=cases, states=states, network=given, data=data, figures=figures, **options),
+        output,
+        overwrite=overwrite,
+        progress=progress_for(quiet),
+    )
+    text, speed = result.pop("text"), result.pop("markdown")
+    emit(result, as_json, speed.rstrip("\n") if markdown else text)
