@@ -88,7 +88,7 @@ class GramSpace:
         self._order = np.argsort(np.argsort(kept))
         self._ridge, self._scale, self._factor = ridge, scale, factor
 
-    def restricted(self, members: np.ndarray) -> RowSpace:
+    def restricted(self, members: np.ndarray) -> GramSpace:
         """See :class:`RowSpace`."""
         view = object.__new__(GramSpace)
         view.__dict__.update(self.__dict__)

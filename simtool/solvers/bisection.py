@@ -11,16 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from simtool.problem import RowSet
+from simtool.solvers.compiling import compiled
 from simtool.solvers.elimination import ReducedRow, solve_rows
 
 _MOST_SWEEPS = 20_000
 _MOST_HALVINGS = 200
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def _descend(gram, b, two_l, slopes, lam2, knee, lower, upper, w, gradient, limit, most_sweeps):
     """Coordinate descent on Q in place: ``gradient`` is kept at two_l (b - G w). Returns the sweeps it took.
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from simtool.solvers.compiling import compiled
 
 # A pivot below this fraction of its diagonal entry is rounding: the column depends on the others.
 _PIVOT_FLOOR = 1e-12
 
 
-@njit(cache=True)
+@compiled
 def append(factor: np.ndarray, k: int, column: np.ndarray, diagonal: float) -> None:
     """Extend the k x k factor by H's new ``column`` (first k entries) and ``diagonal`` entry."""
     row = factor[k]
@@ -31,7 +32,7 @@ def append(factor: np.ndarray, k: int, column: np.ndarray, diagonal: float) -> N
     row[k] = math.sqrt(max(diagonal - square, _PIVOT_FLOOR * diagonal))
 
 
-@njit(cache=True)
+@compiled
 def delete(factor: np.ndarray, k: int, position: int) -> None:
     """Remove row and column ``position`` of H from the k x k factor, leaving a (k-1) x (k-1) one."""
     for i in range(position, k - 1):
@@ -48,7 +49,7 @@ def delete(factor: np.ndarray, k: int, position: int) -> None:
             factor[i, j + 1] = c * v - s * u
 
 
-@njit(cache=True)
+@compiled
 def solve(factor: np.ndarray, k: int, right: np.ndarray, out: np.ndarray) -> None:
     """out[:k] = H^-1 right[:k]."""
     for i in range(k):

@@ -15,10 +15,12 @@ proximal point iteration), never by an error.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from numba import njit
 
 from simtool.solvers import cholesky
+from simtool.solvers.compiling import compiled
 
 SOLVED, OUT_OF_PIVOTS = 0, 1
 # ``place`` of a feature that is not in the face: out at zero, or held at a bound.
@@ -30,7 +32,7 @@ _REFINEMENTS = 40
 _ROUNDING = 1e-14
 
 
-@njit(cache=True)
+@compiled
 def _enter(gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j, s, quadratic):
     """Append feature ``j`` to the face; returns the new k."""
     row = gram[j]
@@ -44,7 +46,7 @@ def _enter(gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j,
     return k + 1
 
 
-@njit(cache=True)
+@compiled
 def _leave(factor, active, sign, beyond, place, k, position):
     """Remove the feature at ``position`` from the face; returns the new k."""
     cholesky.delete(factor, k, position)
@@ -55,7 +57,7 @@ def _leave(factor, active, sign, beyond, place, k, position):
     return k - 1
 
 
-@njit(cache=True)
+@compiled
 def _gradients(gram, b, two_l, w, active, k, held, h, at, count, out):
     """out[i] = 2 L (b - G w)_{at[i]} for i < ``count``; ``w`` is non-zero on active[:k] and held[:h] only."""
     for i in range(count):
@@ -68,20 +70,20 @@ def _gradients(gram, b, two_l, w, active, k, held, h, at, count, out):
         out[i] = two_l * (b[at[i]] - total)
 
 
-@njit(cache=True)
-def _most(keys, items, count, wanted):
-    """Bring the ``wanted`` largest of keys[:count], with their items, to the front, the largest first."""
+@compiled
+def _most(keys, items, first, count, wanted):
+    """Bring the ``wanted`` largest of keys[:count], with items[first : first + count], to the front, the largest first."""
     for t in range(wanted):
         best = t
         for i in range(t + 1, count):
             if keys[i] > keys[best]:
                 best = i
         keys[t], keys[best] = keys[best], keys[t]
-        items[t], items[best] = items[best], items[t]
+        items[first + t], items[first + best] = items[first + best], items[first + t]
 
 
-# Divisions follow IEEE rules (the caller refuses what is not finite) rather than raise from compiled code.
-@njit(cache=True, error_model="numpy")
+# Divisions follow IEEE rules: the caller refuses what is not finite.
+@compiled
 def solve_row(
     gram,
     b,
@@ -110,41 +112,39 @@ def solve_row(
     """
     d = b.shape[0]
     two_l = 2.0 * loss_weight
-    w = np.zeros(d)
-    used = 0
+    w = np.empty(d)
+    used = d - d
     for j in range(d):
+        w[j] = start[j]
         if start[j] != 0.0:
             used += 1
     capacity = min(d, max(64, used))
-    factor = np.zeros((capacity, capacity))
-    active = np.empty(d, np.int64)
-    held = np.empty(d, np.int64)
-    place = np.full(d, _OUT, np.int64)
-    sign = np.empty(d)
-    beyond = np.zeros(d, np.bool_)
-    column = np.empty(d)
-    c = np.empty(d)
-    step = np.empty(d)
-    tilt = np.empty(d)
-    direction = np.empty(d)
-    everything = np.arange(d)
-    v = two_l * b
+    factor = np.empty((capacity, capacity))
+    integers = np.empty((4, d), np.int64)
+    active, held, place, everything = integers[0], integers[1], integers[2], integers[3]
+    floats = np.empty((7, d))
+    sign, column, c, step = floats[0], floats[1], floats[2], floats[3]
+    tilt, direction, v = floats[4], floats[5], floats[6]
+    beyond = np.empty(d, np.bool_)
+    for j in range(d):
+        place[j], everything[j] = _OUT, j
     largest = 0.0
     for j in range(d):
         if lower[j] < upper[j]:
             largest = max(largest, gram[j, j])
-    rounding = _ROUNDING * two_l * np.sqrt(reference * largest)
+    rounding = _ROUNDING * two_l * math.sqrt(reference * largest)
     # The quadratic zone begins at zero when the knee is there, so it is never entered or left.
     always_quadratic = lam2 > 0.0 and knee == 0.0
     bends = lam2 > 0.0 and knee > 0.0
 
-    k = 0
-    h = 0
+    # Not literals, so that every helper is compiled for one type only.
+    zero = d - d
+    k = zero
+    h = zero
     mu = 0.0
     norm = 0.0
     for j in range(d):
         if start[j] != 0.0:
-            w[j] = start[j]
             if inside[j]:
                 norm += abs(w[j])
             if w[j] == lower[j] or w[j] == upper[j]:
@@ -155,16 +155,16 @@ def solve_row(
                 outer = always_quadratic or (bends and abs(w[j]) > knee)
                 k = _enter(gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j, s, outer)
     ball = has_ball and norm >= kappa * (1.0 - 1e-12)
-    pivots = 0
+    pivots = zero
     while pivots < max_pivots:
         # --- to the minimiser of the current face -------------------------------------------------------
         settled = k == 0
-        refinements = 0
-        previous = np.inf
+        refinements = zero
+        previous = math.inf
         while not settled and pivots < max_pivots:
             _gradients(gram, b, two_l, w, active, k, held, h, active, k, c)
             norm = 0.0
-            members = 0
+            members = zero
             for i in range(k):
                 j = active[i]
                 c[i] -= slope * sign[i]
@@ -201,10 +201,10 @@ def solve_row(
                     step[i] -= change * direction[i]
             # Longest step up to the first breakpoint.
             alpha = 1.0
-            blocker = -1
+            blocker = zero - 1
             to_zero = False
             to_bound = False
-            stuck = 0
+            stuck = zero
             rate = 0.0
             for i in range(k):
                 j = active[i]
@@ -264,7 +264,7 @@ def solve_row(
                 ball = True
                 mu = 0.0
                 refinements = 0
-                previous = np.inf
+                previous = math.inf
                 continue
             if blocker >= 0:
                 j = active[blocker]
@@ -285,7 +285,7 @@ def solve_row(
                         gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j, s, quadratic
                     )
                 refinements = 0
-                previous = np.inf
+                previous = math.inf
                 settled = k == 0
                 continue
             # A full step: at the minimiser but for the ridge and rounding, which further steps take off.
@@ -300,7 +300,7 @@ def solve_row(
                     mu = 0.0
                     settled = False
                     refinements = 0
-                    worst = np.inf
+                    worst = math.inf
             previous = worst
 
         # --- who else pays? --------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def solve_row(
             slack = max(slack, 0.02 * tolerance * slope)
         elif has_ball:
             slack = max(slack, 0.02 * tolerance * primal / kappa)
-        found = 0
+        found = zero
         for j in range(d):
             if place[j] >= 0:
                 continue
@@ -345,11 +345,13 @@ def solve_row(
             return w, mu, pivots, SOLVED
         # More features than samples plus the ball are dependent: beyond that, one at a time.
         batch = min(found, max(4, k // 4), max(1, samples + 1 - k))
-        _most(column, active[k:], found, batch)
+        _most(column, active, k, found, batch)
         if k + batch > capacity:
             capacity = min(d, max(2 * capacity, k + batch))
-            grown = np.zeros((capacity, capacity))
-            grown[:k, :k] = factor[:k, :k]
+            grown = np.empty((capacity, capacity))
+            for i in range(k):
+                for t in range(i + 1):
+                    grown[i, t] = factor[i, t]
             factor = grown
         for _ in range(batch):
             j = active[k]

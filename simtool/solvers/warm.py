@@ -15,17 +15,37 @@ def warm(solver: str) -> None:
     """Make sure that the kernels of ``solver`` are compiled and cached; says so where that takes seconds."""
     if solver != "native":
         return
+    from simtool.solvers.compiling import cache_path
     from simtool.solvers.kernel import solve_row
 
-    folder = Path(str(solve_row.stats.cache_path))  # type: ignore[attr-defined]
-    cached = any(folder.glob("kernel.solve_row*.nbi"))
+    if solve_row.signatures:
+        return
+    folder = cache_path(solve_row)
+    cached = folder is not None and any(Path(folder).glob("kernel.solve_row*.nbi"))
     if not cached:
-        _log.info("compiling the row kernel, once on this machine (some seconds)")
+        where = (
+            "in every process: no cache folder can be written" if folder is None else "once on this machine"
+        )
+        _log.info("compiling the row kernel, %s (some seconds)", where)
     started = time.perf_counter()
     one = np.ones(1)
-    mask = np.ones(1, dtype=bool)
-    solve_row(
-        np.ones((1, 1)), one, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0, mask, 0.5, True, -one, one, 0.0 * one, 1e-6, 1, 10
+    everything = np.ones(1, dtype=bool)
+    arguments = (
+        np.ones((1, 1)),
+        one,
+        1.0,
+        1.0,
+        0.5,
+        0.0,
+        0.0,
+        0.0,
+        everything,
+        0.5,
+        True,
+        -one,
+        one,
+        0.0 * one,
     )
+    solve_row(*arguments, 1e-6, 1, 10)
     if not cached:
         _log.info("compiled in %.1f s", time.perf_counter() - started)

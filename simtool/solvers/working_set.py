@@ -119,7 +119,8 @@ class _WorkingSet:
         if self._elimination.inside.any() and objective.kappa:
             fit = self._square - self.w @ (2.0 * self._correlation - self._gram @ self.w)
             primal = objective.loss_weight * fit + float(objective.penalty.value(self.w).sum())
-            scales.append(max(primal, 1e-2 * objective.loss_weight * reference) / objective.kappa)
+            floor = 1e-2 * objective.loss_weight * reference
+            scales.append(max(float(primal), floor) / objective.kappa)
         largest = float(np.sqrt(reference * self._rows.design.squares.max(initial=0.0)))
         return max(_ROUNDING * self._two_l * largest, _SLACK * self._tolerance * min(scales, default=0.0))
 
