@@ -13,6 +13,7 @@ from simtool.engines.shards import is_valid
 from simtool.errors import InputError, OptionError
 from simtool.model import KINDS, ImplicitModel, load_model
 from simtool.networks import NetworkSpec, load_network
+from simtool.stages.sparsify import elimination
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.work import Plan
 from simtool.states import open_states
@@ -150,6 +151,7 @@ def _run(folder: RunFolder, row: int | None) -> dict[str, Any]:
         "sizes": spec["sizes"],
         "environment": spec["environment"],
         "result": None if timing is None else timing.get("result"),
+        "elimination": elimination.read(folder),
         "model": _model(load_model(folder.model)) if folder.model.exists() else None,
     }
 
