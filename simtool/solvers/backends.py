@@ -75,13 +75,13 @@ def _require_mosek() -> None:
             else f"nothing at {Path.home() / 'mosek' / 'mosek.lic'}"
         )
         raise SolverError(
-            f"MOSEK is installed but has no licence for conic problems ({_first_line(error)}; {seen}). Put the licence "
+            f"MOSEK is installed but has no licence for conic problems ({_first_line(error.msg)}; {seen}). Put the licence "
             "file at ~/mosek/mosek.lic, or set MOSEKLM_LICENSE_FILE to its path or to port@host of a licence server. "
             f"{_INSTEAD}"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | str) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     return text or type(error).__name__
 

@@ -7,8 +7,8 @@ is rounding. With W = diag(norms) L S R (thin, features at unit norm) the constr
 equations with orthonormal rows. Directions below float32's rounding are left out unless a row needs them to match.
 
 A row is solved without a cone solver where its equations leave no choice (k = d), or where the least norm is asked for or
-good enough. Else it is a linear or quadratic program in w = p - q: Clarabel, SCS or MOSEK through CVXPY, compiled once per
-set of allowed features. Small coefficients are then set to zero and the rest moved back onto the equations by the smallest
+good enough. Else it is a linear or quadratic program: Clarabel, SCS or MOSEK through CVXPY, compiled once per set of
+allowed features. Small coefficients are then set to zero and the rest moved back onto the equations by the smallest
 correction. Where the norm of the target outside the row space is too large, or no row meets kappa and the box, the row is
 infeasible, and the row of least residual is returned.
 """
@@ -255,8 +255,8 @@ def _in_samples(space: SingularSpace, multiplier: np.ndarray) -> np.ndarray:
 class _Program:
     """One compiled program; the right-hand side and the unit of w are parameters.
 
-    With w = unit (p - q), p, q >= 0 and s = p + q the penalty is slope s + lam2 (s - knee)_+^2. Where nothing is penalised,
-    the l1 norm on S is minimised: if the least does not meet kappa, nothing does.
+    With -s <= w <= s the penalty is slope s + lam2 (s - knee)_+^2. Where nothing is penalised, the l1 norm on S is
+    minimised: if the least does not meet kappa, nothing does.
     """
 
     def __init__(
@@ -275,15 +275,15 @@ class _Program:
         self._right = cp.Parameter(k)
         self._slope, self._curve = cp.Parameter(nonneg=True), cp.Parameter(nonneg=True)
         self._knee, self._kappa = cp.Parameter(nonneg=True), cp.Parameter(nonneg=True)
-        self._p, self._q = cp.Variable(d, nonneg=True), cp.Variable(d, nonneg=True)
-        size = self._p + self._q
+        # The equations are dense: w enters them once (as w = p - q with p, q >= 0 it would twice, at twice the time).
+        self._w, size = cp.Variable(d), cp.Variable(d)
         self._band = cp.Parameter(k, nonneg=True) if banded else None
-        matched = equations @ (self._p - self._q) - self._right
+        matched = equations @ self._w - self._right
         # The first minus the second multiplier is that of the equations.
         self._match = (
             [matched == 0] if self._band is None else [matched <= self._band, -matched <= self._band]
         )
-        constraints = list(self._match)
+        constraints = [*self._match, self._w <= size, -size <= self._w]
         norm = cp.sum(size[np.flatnonzero(bounded)]) if bounded.any() else None
         if penalty.free:
             cost = norm if norm is not None else cp.sum(size)
@@ -301,7 +301,7 @@ class _Program:
             if finite.size:
                 limit = cp.Parameter(finite.size, nonneg=True)
                 self._sides.append((limit, side * bound[finite]))
-                constraints.append(side * (self._p - self._q)[finite] <= limit)
+                constraints.append(side * self._w[finite] <= limit)
         self._problem = cp.Problem(cp.Minimize(cost), constraints)
 
     def solve(self, right: np.ndarray, band: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
@@ -322,12 +322,12 @@ class _Program:
         if self._band is None and self._problem.status != "optimal":
             # Also "inaccurate": without an interior the multipliers are not to be trusted; the banded program's are.
             raise SolverError(f"{self._backend.name} ended with the status {self._problem.status}.")
-        values = [self._p.value, self._q.value, *(part.dual_value for part in self._match)]
+        values = [self._w.value, *(part.dual_value for part in self._match)]
         if any(value is None or not np.all(np.isfinite(value)) for value in values):
             raise SolverError(
                 f"{self._backend.name} returned no row that matches its target (status {self._problem.status})."
             )
-        p, q, *duals = (np.asarray(value, dtype=np.float64) for value in values)
+        w, *duals = (np.asarray(value, dtype=np.float64) for value in values)
         multiplier = duals[0] - duals[1] if len(duals) == 2 else duals[0]
         # CVXPY adds multiplier^T (equations w - right) to a cost in units of ``scale``, w in units of ``unit``.
-        return unit * (p - q), -multiplier * (scale / unit)
+        return unit * w, -multiplier * (scale / unit)

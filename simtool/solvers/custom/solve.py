@@ -29,6 +29,8 @@ from simtool.status import RowStatus
 
 # What may count as zero beside the largest coefficient.
 _ZERO_CUTS = (1e-5, 1e-6, 1e-7, 1e-8, 0.0)
+# Zeros may cost this part of the tolerance.
+_MARGIN = 0.1
 # Coefficients beyond this many times their natural size are no solution but a direction without end.
 _LARGEST = 1e8
 
@@ -159,6 +161,6 @@ def _exact_zeros(
             continue
         tried = zeros
         candidate = np.where(small, 0.0, w)
-        if judge.row(i, candidate, nu).holds(tolerance):
+        if judge.row(i, candidate, nu).holds(_MARGIN * tolerance):
             return candidate
     return w

@@ -193,8 +193,11 @@ def resolve(options: SparsifyOptions, largest_lipschitz: float) -> SparsifyOptio
                 f"{math.floor(0.95 * limit * 1000) / 1000:g}, or --structure layered, which is well-posed "
                 "without it."
             )
-    lambda1 = options.lambda1 if options.lambda1 is not None else _LOSS_WEIGHT.get(name, _OWN_LOSS_WEIGHT)
-    lambda2 = options.lambda2 if options.lambda2 is not None else _LOSS_WEIGHT.get(name, _OWN_LOSS_WEIGHT)
+    lambda1, lambda2 = options.lambda1, options.lambda2
+    if options.match == "relaxed":
+        default = _LOSS_WEIGHT.get(name, _OWN_LOSS_WEIGHT)
+        lambda1 = default if lambda1 is None else lambda1
+        lambda2 = default if lambda2 is None else lambda2
     return replace(
         options,
         kappa=kappa,
@@ -222,6 +225,8 @@ def penalty_of(options: SparsifyOptions) -> Penalty:
 def objective_of(options: SparsifyOptions, is_output: bool, samples: int) -> Objective:
     """The objective of rows of Z, or of rows of Y with ``is_output``, from resolved ``options``."""
     weight = options.lambda2 if is_output else options.lambda1
+    if options.match == "exact":
+        weight = 1.0  # of a loss that is zero
     assert weight is not None
     return Objective(
         loss_weight=weight / samples if options.mean_loss else weight,
