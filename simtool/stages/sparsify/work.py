@@ -174,9 +174,14 @@ def row_set(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) -> 
         at = np.searchsorted(plan.grams[group.gram], features)
         gram = np.asarray(mapped) if at.size == mapped.shape[0] else mapped[np.ix_(at, at)]
     rows = np.arange(shard.start, shard.stop)
+    return problems(plan, group, rows, Design(w, gram), folder.map_array("targets")[shard.start : shard.stop])
+
+
+def problems(plan: Plan, group: RowGroup, rows: np.ndarray, design: Design, targets: np.ndarray) -> RowSet:
+    """The convex problems of ``rows`` (indices into [Z; Y]) of ``group``, on their design and targets (r, m)."""
     return RowSet(
-        design=Design(w, gram),
-        targets=folder.map_array("targets")[shard.start : shard.stop],
+        design=design,
+        targets=targets,
         objective=objective_of(plan.options, group.is_output, plan.m),
         constrained=plan.bounded(group),
         allowed=plan.allowed(group, rows),
