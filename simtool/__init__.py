@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from simtool.stages.extract import extract
     from simtool.stages.inspect import inspect
     from simtool.stages.predict import predict
+    from simtool.stages.replay import replay
     from simtool.stages.sparsify.options import SparsifyOptions
     from simtool.stages.sparsify.stage import sparsify
     from simtool.states import open_states
@@ -44,6 +45,7 @@ _HOMES = {
     "load": ("simtool.model", "load_model"),
     "open_states": ("simtool.states", "open_states"),
     "predict": ("simtool.stages.predict", "predict"),
+    "replay": ("simtool.stages.replay", "replay"),
     "sparsify": ("simtool.stages.sparsify.stage", "sparsify"),
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "load",
     "open_states",
     "predict",
+    "replay",
     "sparsify",
 ]
 

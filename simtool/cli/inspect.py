@@ -16,11 +16,17 @@ from simtool.cli.output import common_options, emit
 )
 @click.argument("file")
 @click.option("--row", type=int, help="Show this row of a run or model, with its certificate.")
+@click.option("--dump", type=click.Path(path_type=Path), help="Write the problem of --row to this .npz file.")
+@click.option("--states", type=click.Path(path_type=Path), help="The states file of the run, for --dump.")
+@click.option("--solver", help="Solve a dumped row again with this solver. [default: the run's own]")
 @network_options()
 @common_options
 def command(
     file: str,
     row: int | None,
+    dump: Path | None,
+    states: Path | None,
+    solver: str | None,
     model_arg: Any,
     weights: Path | None,
     input_shape: Any,
@@ -28,12 +34,15 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Show what FILE holds: a network (operators taken and refused), a states file, a run folder or a model."""
+    """Show what FILE holds: a network (operators taken and refused), a states file, a run folder or a model.
+
+    One row of a run can be written to a file with --dump; that file, as FILE, is solved again and its certificate shown.
+    """
     del quiet
     from simtool.stages.inspect import inspect
 
     spec = network_spec(file, model_arg, weights, input_shape, trust_model)
-    result = inspect(file, row=row, network=spec)
+    result = inspect(file, row=row, network=spec, dump=dump, states=states, solver=solver)
     emit(result, as_json, describe(result))
 
 

@@ -13,6 +13,7 @@ from simtool.engines.shards import is_valid
 from simtool.errors import InputError, OptionError
 from simtool.model import KINDS, ImplicitModel, load_model
 from simtool.networks import NetworkSpec, load_network
+from simtool.stages import replay as replaying
 from simtool.stages.sparsify import elimination
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.work import Plan
@@ -20,16 +21,33 @@ from simtool.states import open_states
 
 
 def inspect(
-    path: str | Path, *, row: int | None = None, network: NetworkSpec | None = None
+    path: str | Path,
+    *,
+    row: int | None = None,
+    network: NetworkSpec | None = None,
+    dump: str | Path | None = None,
+    states: str | Path | None = None,
+    solver: str | None = None,
 ) -> dict[str, Any]:
-    """What is in ``path``: ``kind`` (network, states, run or model) and its facts.
+    """What is in ``path``: ``kind`` (network, states, run, model or row-dump) and its facts.
 
-    ``row`` asks for one row of a run or model: its coefficients and its certificate. ``network`` says how to load
-    ``path`` where it is a network. Raises InputError, FormatError or OptionError.
+    ``row`` asks for one row of a run or model: its coefficients and its certificate; ``dump`` writes that row's problem to
+    a file, from the ``states`` file the run was made from. Such a file is solved again, with ``solver`` or the run's own,
+    and judged. ``network`` says how to load ``path`` where it is a network.
+
+    Raises InputError, FormatError, OptionError, OutputError or SolverError.
     """
     place = Path(path)
+    _check_dump_options(place, row, dump, states)
+    if place.is_file() and replaying.is_dump(place):
+        return replaying.replay(place, solver)
+    if solver is not None:
+        raise OptionError(f"--solver solves a row dumped by inspect --dump again; {path} is no such file.")
     if place.is_dir():
-        return _run(RunFolder(place), row)
+        found = _run(RunFolder(place), row)
+        if dump is not None and row is not None and states is not None:
+            found["dumped"] = str(replaying.dump_row(place, row, dump, states=states))
+        return found
     kind = hdf5.kind_of(place) if place.is_file() else None
     if kind == "model":
         model = load_model(place)
@@ -39,6 +57,23 @@ def inspect(
     if kind == "states":
         return _states(place)
     return _network(network or NetworkSpec(str(path)))
+
+
+def _check_dump_options(
+    place: Path, row: int | None, dump: str | Path | None, states: str | Path | None
+) -> None:
+    if dump is None:
+        if states is not None:
+            raise OptionError(f"--states {states} belongs to --dump row.npz. Add it, or leave --states out.")
+        return
+    if not place.is_dir():
+        raise OptionError(f"--dump writes a row of a run folder; {place} is not a folder.")
+    if row is None:
+        raise OptionError(f"--dump {dump} needs --row i, the row to write.")
+    if states is None:
+        raise OptionError(
+            f"--dump {dump} needs --states FILE, the states file the run was made from: a finished run keeps no copy."
+        )
 
 
 def _blocks(blocks: tuple[Block, ...]) -> list[dict[str, Any]]:
@@ -121,6 +156,7 @@ def _model(model: ImplicitModel) -> dict[str, Any]:
         "norm_a_inf_raw": model.norm_a_inf_raw,
         "rows": model.n + model.q,
         "certified": None if table is None else int(table.certified.sum()),
+        "statuses": None if table is None else table.count_by_status(),
         "max_relative_gap": None if table is None else float(table.relative_gap.max(initial=0.0)),
         "output_map": model.output_map,
         "input_shape": list(model.input_shape),
@@ -172,6 +208,8 @@ def _row(model: ImplicitModel, row: int) -> dict[str, Any]:
     if table is not None:
         proof = {
             "certified": bool(table.certified[row]),
+            "status": table.status_of(row).label,
+            "remedy": table.status_of(row).value,
             "kind": KINDS[int(table.kind[row])],
             "primal": float(table.primal[row]),
             "dual": float(table.dual[row]),

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from simtool import solvers
 from simtool.certificate import KAPPA_SLACK, Certificates, certify
 from simtool.equality import certify_equality, outside
+from simtool.errors import OptionError
 from simtool.importing import is_reference
 from simtool.problem import RowSet
 from simtool.solvers import backends
@@ -43,6 +45,15 @@ class Task:
     tolerance: float
     states: int
 
+    def __post_init__(self) -> None:
+        if self.solver not in solvers.SOLVERS:
+            raise OptionError(f"--solver must be one of {', '.join(solvers.SOLVERS)}, got {self.solver!r}.")
+        if (self.custom or self.match == "exact") and self.solver not in backends.BACKENDS:
+            raise OptionError(
+                f"exact matching and objectives of one's own are cone programs: --solver must be one of "
+                f"{', '.join(backends.BACKENDS)}, got {self.solver!r}."
+            )
+
     @property
     def custom(self) -> bool:
         """Whether the objective is the user's own."""
@@ -63,38 +74,50 @@ class Answer:
 def answer(rows: RowSet, task: Task) -> Answer:
     """Solve ``rows``, then judge what is to be stored. Raises SolverError or InputError where nothing can be solved."""
     backends.require(task.solver)
-    trouble: list[RowStatus | None] = [None] * rows.count
-    nu: np.ndarray | None = None
+    w, nu, trouble = _solved(rows, task)
+    proof = judge(rows, task, w, nu)
+    return Answer(w, proof, statuses(rows, w, proof, trouble), nu)
+
+
+def _solved(rows: RowSet, task: Task) -> tuple[np.ndarray, np.ndarray | None, Sequence[RowStatus | None]]:
+    """Rows, the multipliers of an exact match, and what solvers said of single rows."""
+    exact = task.match == "exact"
     if task.custom:
-        from simtool.solvers.custom import objective, proof, solve
+        from simtool.solvers.custom import objective, solve
 
         own = objective.load(task.objective, task.source_sha256)
-        exact = task.match == "exact"
         backend = backends.BACKENDS[task.solver]
         matched = solve.solve(own, rows, task.states, backend, task.tolerance, exact=exact)
-        w, trouble = matched.w, list(matched.trouble)
-        nu = matched.nu if exact else None
-        found = proof.certify_custom(own, rows, task.states, w, nu, task.tolerance)
-    elif task.match == "exact":
+        return matched.w, matched.nu if exact else None, matched.trouble
+    if exact:
         from simtool.solvers import exact as exact_solver
 
         matched = exact_solver.solve(rows, backends.BACKENDS[task.solver], task.tolerance)
-        w, nu, trouble = matched.w, matched.nu, list(matched.trouble)
-        found = certify_equality(rows, w, nu, task.tolerance)
-    else:
-        if task.solver in backends.BACKENDS:
-            from simtool.solvers import conic
+        return matched.w, matched.nu, matched.trouble
+    if task.solver in backends.BACKENDS:
+        from simtool.solvers import conic
 
-            w, gave_up = conic.attempt(backends.BACKENDS[task.solver], rows, task.tolerance)
-            trouble = [RowStatus.GAVE_UP if up else None for up in gave_up]
-        else:
-            w = solvers.get(task.solver)(rows, task.tolerance)
-        found = certify(rows, w, task.tolerance)
-    return Answer(w, found, _statuses(rows, w, found, trouble), nu)
+        w, gave_up = conic.attempt(backends.BACKENDS[task.solver], rows, task.tolerance)
+        return w, None, [RowStatus.GAVE_UP if up else None for up in gave_up]
+    return solvers.get(task.solver)(rows, task.tolerance), None, [None] * rows.count
 
 
-def _statuses(
-    rows: RowSet, w: np.ndarray, proof: Certificates, trouble: list[RowStatus | None]
+def judge(rows: RowSet, task: Task, w: np.ndarray, nu: np.ndarray | None) -> Certificates:
+    """Certificates of ``w`` (r, d), whatever solved it; ``nu`` (r, m) are hints for rows that match exactly (any will
+    do, good ones prove more)."""
+    if task.custom:
+        from simtool.solvers.custom import objective, proof
+
+        own = objective.load(task.objective, task.source_sha256)
+        return proof.certify_custom(own, rows, task.states, w, nu, task.tolerance)
+    if task.match == "exact":
+        hints = np.zeros((rows.count, rows.design.m)) if nu is None else nu
+        return certify_equality(rows, w, hints, task.tolerance)
+    return certify(rows, w, task.tolerance)
+
+
+def statuses(
+    rows: RowSet, w: np.ndarray, proof: Certificates, trouble: Sequence[RowStatus | None]
 ) -> np.ndarray:
     """The code of each row's status: what the certificate says first, then what the solver said, then the reason."""
     broken = (proof.kappa_slack < -KAPPA_SLACK * np.abs(rows.objective.kappa or 0.0)) | outside(rows, w)

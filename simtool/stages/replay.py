@@ -1,0 +1,231 @@
+"""One row of a run as a file of its own: everything its problem is made of, to be solved and judged again anywhere.
+
+``dump_row`` writes row.npz (plain arrays, no pickles); ``replay`` judges the stored row anew, and solves it again with any
+solver. The states are read from the file the run was made from, which must not have changed.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simtool.certificate import KINDS
+from simtool.engines.shards import write_bytes
+from simtool.errors import FormatError, InputError, OptionError, OutputError
+from simtool.model import load_model
+from simtool.penalty import Penalty
+from simtool.problem import Design, Objective, RowSet
+from simtool.stages.sparsify.answer import Answer, Task, answer, judge, statuses
+from simtool.stages.sparsify.elimination import kept_features
+from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.work import Plan, kept_group, problems
+from simtool.states import open_states
+from simtool.status import STATUSES
+
+MAGIC = "simtool-row"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RowDump:
+    """One row: its problem (a RowSet of one row), what was asked of it, and the row as stored.
+
+    Attributes
+    ----------
+    row : its number in [Z; Y]
+    features : (d,) numbers in [X; U] of the rows of W
+    problem : the convex problem
+    task : objective, match, solver, tolerance
+    design : (d, m) W as the states file holds it
+    w : (d,) the stored coefficients
+    """
+
+    row: int
+    features: np.ndarray
+    design: np.ndarray
+    problem: RowSet
+    task: Task
+    w: np.ndarray
+
+
+def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Path) -> Path:
+    """Write row ``row`` of the finished run ``run`` to ``output``; ``states`` is the file the run was made from.
+
+    Raises InputError if the run is not finished or the states are others, OptionError for a row that does not exist,
+    OutputError if ``output`` exists.
+    """
+    target = Path(output)
+    if target.exists():
+        raise OutputError(f"{target} exists already. Choose another file name.")
+    folder = RunFolder(Path(run))
+    if not folder.path.is_dir():
+        raise OptionError(
+            f"--dump needs the folder of a run, {run} is not one: the run's spec says how its rows were posed."
+        )
+    spec = folder.read_spec()
+    plan = Plan(spec)
+    if not folder.model.exists():
+        raise InputError(
+            f"{folder.path} is not finished. Run the same simtool sparsify command again to finish it."
+        )
+    indices, values = load_model(folder.model).row(row)  # also says which rows there are
+    shard = next(shard for shard in plan.shards if shard.start <= row < shard.stop)
+    group = kept_group(plan, shard, kept_features(folder, plan))
+    with open_states(Path(states)) as source:
+        expected = spec["states"]["content_sha256"]
+        if source.content_sha256() != expected:
+            raise InputError(
+                f"{states} is not the file that {folder.path} was made from (its content hash is "
+                f"{source.content_sha256()[:12]}, the run's {expected[:12]}). Pass the run's own states file with --states."
+            )
+        own, inputs = (
+            group.features[group.features < plan.n],
+            group.features[group.features >= plan.n] - plan.n,
+        )
+        w = np.concatenate([np.asarray(source.X[:])[own], np.asarray(source.U[:])[inputs]])
+        z = source.Z[row : row + 1] if row < plan.n else source.Y[row - plan.n : row - plan.n + 1]
+        rows = problems(plan, group, np.array([row]), Design(w), np.asarray(z))
+    stored = np.zeros(group.features.size)
+    stored[np.searchsorted(group.features, indices)] = values
+    _write(target, RowDump(row, group.features, w, rows, plan.task(group), stored))
+    return target
+
+
+def _write(path: Path, dump: RowDump) -> None:
+    rows, task = dump.problem, dump.task
+    penalty, kappa = rows.objective.penalty, rows.objective.kappa
+    weight = rows.design.root_weight
+    arrays: dict[str, Any] = {
+        "format": MAGIC,
+        "format_version": _VERSION,
+        "row": dump.row,
+        "features": dump.features,
+        "W": dump.design,
+        "target": rows.targets[0],
+        "w": dump.w,
+        "loss_weight": rows.objective.loss_weight,
+        "penalty": np.array([penalty.lam0, penalty.lam1, penalty.lam2]),
+        "constrained": rows.constrained,
+        "objective": task.objective,
+        "match": task.match,
+        "solver": task.solver,
+        "tolerance": task.tolerance,
+        "states": task.states,
+        "source_sha256": task.source_sha256 or "",
+    }
+    optional = {
+        "kappa": kappa,
+        "allowed": None if rows.allowed is None else rows.allowed[0],
+        "lower": rows.lower,
+        "upper": rows.upper,
+        "sample_weight": None if weight is None else weight**2,
+    }
+    arrays.update({name: value for name, value in optional.items() if value is not None})
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def is_dump(path: str | Path) -> bool:
+    """Whether ``path`` is a file written by :func:`dump_row`."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return str(archive["format"]) == MAGIC
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+def read_dump(path: str | Path) -> RowDump:
+    """The row in ``path``. Raises InputError if it is missing, FormatError if it is no row or an impossible one."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            parts = {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} does not exist. Write it with simtool inspect RUN --row i --dump {path}."
+        ) from error
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise FormatError(f"{path} is no row file ({error}).") from error
+    if str(parts.get("format")) != MAGIC:
+        raise FormatError(f"{path} is not a row written by simtool inspect --dump.")
+    if int(parts["format_version"]) != _VERSION:
+        raise FormatError(
+            f"{path} has format version {parts['format_version']}; this simtool reads {_VERSION}. Use the version that wrote it."
+        )
+    try:
+        penalty = Penalty(*(float(weight) for weight in parts["penalty"]))
+        kappa = float(parts["kappa"]) if "kappa" in parts else None
+        rows = RowSet(
+            design=Design(parts["W"], sample_weight=parts.get("sample_weight")),
+            targets=parts["target"][None],
+            objective=Objective(float(parts["loss_weight"]), penalty, kappa),
+            constrained=parts["constrained"],
+            allowed=parts["allowed"][None] if "allowed" in parts else None,
+            lower=parts.get("lower"),
+            upper=parts.get("upper"),
+        )
+        task = Task(
+            objective=str(parts["objective"]),
+            source_sha256=str(parts["source_sha256"]) or None,
+            match=str(parts["match"]),
+            solver=str(parts["solver"]),
+            tolerance=float(parts["tolerance"]),
+            states=int(parts["states"]),
+        )
+        if parts["w"].shape != (rows.design.d,) or parts["features"].shape != (rows.design.d,):
+            raise ValueError(f"w and features must be ({rows.design.d},)")
+        return RowDump(int(parts["row"]), parts["features"], parts["W"], rows, task, parts["w"])
+    except (KeyError, ValueError, TypeError, OptionError) as error:
+        raise FormatError(f"{path} holds an impossible row ({error}). Dump it again.") from error
+
+
+def replay(path: str | Path, solver: str | None = None) -> dict[str, Any]:
+    """Judge the stored row of ``path`` anew, and solve it again with ``solver`` (default: the run's own).
+
+    Returns the row, its features and options, ``stored`` and ``solved``: non-zeros, l1 norm and certificate of each, and
+    ``largest_difference`` between them. Where rows match exactly, the multipliers found here prove the stored row too.
+    """
+    dump = read_dump(path)
+    task = dump.task if solver is None else replace(dump.task, solver=solver)
+    found = answer(dump.problem, task)
+    stored = dump.w[None]
+    proof = judge(dump.problem, task, stored, found.nu)
+    as_stored = Answer(stored, proof, statuses(dump.problem, stored, proof, [None]), found.nu)
+    return {
+        "kind": "row-dump",
+        "row": dump.row,
+        "features": int(dump.problem.design.d),
+        "samples": int(dump.problem.design.m),
+        "objective": task.objective,
+        "match": task.match,
+        "kappa": dump.problem.objective.kappa,
+        "tol": task.tolerance,
+        "solver": task.solver,
+        "stored": _facts(as_stored),
+        "solved": _facts(found),
+        "largest_difference": float(np.abs(found.w[0] - dump.w).max(initial=0.0)),
+    }
+
+
+def _facts(found: Answer) -> dict[str, Any]:
+    w = found.w[0]
+    proof, status = found.proof, STATUSES[int(found.status[0])]
+    return {
+        "nnz": int((w != 0).sum()),
+        "l1_norm": float(np.abs(w).sum()),
+        "status": status.label,
+        "remedy": status.value,
+        "certified": bool(proof.certified[0]),
+        "certificate_kind": KINDS[int(proof.kind[0])],
+        "primal": float(proof.primal[0]),
+        "dual": float(proof.dual[0]),
+        "relative_gap": float(proof.relative_gap[0]),
+        "kappa_slack": float(proof.kappa_slack[0]),
+        "multiplier": float(proof.multiplier[0]),
+        "projection_error": float(proof.projection_error[0]),
+    }
