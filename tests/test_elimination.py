@@ -327,3 +327,75 @@ def test_command_and_inspect_show_it(digits: dict[str, Path], tmp_path: Path) ->
     )
     assert refused.exit_code == 1
     assert "--eliminate heuristic" in json.loads(refused.stdout)["error"]
+
+
+# --- real parts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_half_the_features_of_case_f_go_for_less_than_a_point(
+    case_f: dict[str, Path], fashion: str, tmp_path: Path
+) -> None:
+    """The OOD report's Figure 9: 448 of 896 features, on real data, evaluated on the test split."""
+    from simtool.report import evaluate
+    from simtool.stages.extract import extract
+
+    states = tmp_path / "states.h5"
+    extract(str(case_f["onnx"]), fashion, samples=2000, output=states)
+    accuracy = {}
+    for name, more in {"all": {}, "half": {"eliminate": "heuristic", "features": 448}}.items():
+        options = SparsifyOptions(objective="l1", beta=3.0, **cast(Any, more))
+        result = sparsify(states, tmp_path / name, options, engine="serial")
+        assert result["certified"] == result["rows"] == 122
+        accuracy[name] = evaluate(tmp_path / name, fashion, output=tmp_path / f"{name}-report")["accuracy"]
+    assert accuracy["all"] > 0.84
+    assert accuracy["all"] - accuracy["half"] < 0.01
+
+
+@pytest.mark.slow
+def test_a_gap_of_a_percent_already_eliminates_most_of_case_f(
+    case_f: dict[str, Path], fashion: str, tmp_path: Path
+) -> None:
+    """How much a rough row proves, by kappa: nearly all where the ball is small, a third where it hardly binds."""
+    from simtool.penalty import Penalty
+    from simtool.problem import Design, Objective, RowSet
+    from simtool.screening import inactive
+    from simtool.stages.extract import extract
+
+    extract(str(case_f["onnx"]), fashion, samples=2000, output=tmp_path / "states.h5")
+    with open_states(tmp_path / "states.h5") as states:
+        design = Design(np.concatenate([states.X[:], states.U[:]]))
+        targets = np.asarray(states.Z[:])
+    alive = ~design.dead
+    _ = design.gram
+    n, d = targets.shape[0], design.d
+    own = np.arange(d) != np.arange(n)[:, None]
+    for kappa, least in {0.1: 0.97, 0.99: 0.75, 3.0: 0.2}.items():
+        rows = RowSet(design, targets, Objective(0.5, Penalty(), kappa), np.ones(d, dtype=bool), allowed=own)
+        best = native.solve(rows, 1e-9)
+        low, high = np.zeros(n), np.ones(n)
+        for _ in range(14):  # shrink each row until its gap is a percent
+            middle = 0.5 * (low + high)
+            fine = certify(rows, best * (1.0 - middle)[:, None], 1e-9).relative_gap <= 1e-2
+            low, high = np.where(fine, middle, low), np.where(fine, high, middle)
+        rough = inactive(rows, best * (1.0 - low)[:, None]).inactive
+        assert not np.any(rough & (best != 0.0))
+        assert rough[:, alive].mean() >= least
+        proven = inactive(rows, best).inactive
+        assert np.mean(proven[:, alive] == (best[:, alive] == 0.0)) > 0.999
+
+
+@pytest.mark.slow
+def test_the_example_draws_its_curve(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = Path(__file__).parents[1] / "examples" / "feature_elimination.py"
+    command = [sys.executable, str(script), "--case", "diabetes", "-o", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    (case,) = json.loads((tmp_path / "curves.json").read_text()).values()
+    points = case["points"]
+    assert points[0]["features"] == case["features"] == 58
+    assert all(point["certified"] == point["rows"] for point in points)
+    assert points[0]["mse"] < 1.1 * case["baseline_mse"] < points[-1]["mse"]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
