@@ -23,7 +23,7 @@ from simtool.dual_bound import BoxedDualBound, DualBound
 from simtool.problem import RowSet, outputs, primal_values
 
 KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality", "solver-gap")
-DUALITY_GAP, NORMAL_EQUATIONS, EQUALITY, SOLVER_GAP = 0, 1, 3, 4
+DUALITY_GAP, NORMAL_EQUATIONS, FIXED_SUPPORT, EQUALITY, SOLVER_GAP = 0, 1, 2, 3, 4
 KAPPA_SLACK = 1e-12
 # A dual bound above the primal value by more than rounding means the bound itself is wrong: never certified.
 _ROUNDING_GAP = 1e-9

@@ -84,6 +84,23 @@ class ObjectiveType(click.ParamType):
     help="safe: report the features proven inactive. heuristic: keep only --features of them.",
 )
 @click.option("--features", type=int, help="States and inputs that --eliminate heuristic keeps.")
+@click.option(
+    "--sign",
+    type=click.Choice(["nonnegative", "nonpositive"]),
+    is_flag=False,
+    flag_value="nonnegative",
+    help="Sign of every coefficient but the biases; nonnegative where none is said.",
+)
+@click.option("--box", metavar="LO,HI", help="Bounds of every coefficient but the biases, LO <= 0 <= HI.")
+@click.option(
+    "--mask",
+    type=click.Path(),
+    metavar="FILE",
+    help="Which coefficients there may be: a .npy of zeros and ones, rows [Z; Y] by features [X; U]; or a model.",
+)
+@click.option(
+    "--weight-samples", type=click.Path(), metavar="FILE", help="Weights of the samples in the loss, a .npy."
+)
 @click.option("--engine", type=click.Choice(["serial", "process"]), default="process", show_default=True)
 @click.option("--workers", type=int, help="Worker processes. [default: all cores]")
 @common_options

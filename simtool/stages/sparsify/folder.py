@@ -2,6 +2,7 @@
 
 RUN/spec.json     everything that defines the answer: options, states, sizes, versions
 RUN/work/         inputs as plain arrays and Gram tiles; removed when the run is finished
+RUN/constraints.shard  mask and sample weights, where asked for
 RUN/rows/         one shard per piece of rows; before them, the features that a heuristic elimination keeps
 RUN/model.h5      the answer
 RUN/elimination.json  what --eliminate found, with the numbers of the states file's rows
@@ -41,6 +42,7 @@ class RunFolder:
         self.kept = self.rows / "kept.shard"
         self.timing = path / "timing.json"
         self.log = path / "log.txt"
+        self.constraints = path / "constraints.shard"
 
     def shard(self, index: int) -> Path:
         return self.rows / f"{index:06d}.shard"

@@ -11,6 +11,7 @@ from simtool.importing import is_reference
 from simtool.penalty import Penalty
 from simtool.problem import Objective
 from simtool.solvers import SOLVERS
+from simtool.stages.sparsify.constraints import SIGNS, parse_box
 
 _log = logging.getLogger("simtool")
 
@@ -52,6 +53,9 @@ class SparsifyOptions:
     eliminate : safe reports the features that are proven inactive, heuristic removes all but ``features`` before
         the rows are solved
     features : how many states and inputs heuristic keeps; the bias stays beside them
+    sign, box : nonnegative or nonpositive; LO,HI with LO <= 0 <= HI: bounds of every coefficient but the bias's
+    mask : a .npy (n + q, n + p) of zeros and ones, or a model: the coefficients there may be; in a spec, its sha256
+    weight_samples : a .npy (m,) of weights of the samples in the loss; in a spec, its sha256
     """
 
     objective: str = "lasso"
@@ -70,6 +74,10 @@ class SparsifyOptions:
     tol: float = 1e-6
     eliminate: str = "none"
     features: int | None = None
+    sign: str | None = None
+    box: str | None = None
+    mask: str | None = None
+    weight_samples: str | None = None
 
     def __post_init__(self) -> None:
         if not self.custom and self.objective not in OBJECTIVES:
@@ -88,6 +96,14 @@ class SparsifyOptions:
             raise OptionError(
                 f"--features {self.features} belongs to --eliminate heuristic, got --eliminate {self.eliminate}. "
                 "Add it, or leave --features out."
+            )
+        if self.sign is not None:
+            _one_of("--sign", self.sign, SIGNS)
+        if self.box is not None:
+            parse_box(self.box)
+        if self.mask is not None and self.eliminate != "none":
+            raise OptionError(
+                f"--mask says which coefficients there may be, --eliminate {self.eliminate} chooses features: use one of them."
             )
         if self.kappa_on is not None:
             _one_of("--kappa-on", self.kappa_on, KAPPA_ON)

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from simtool.model import load_model
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.solvers import backends
 from simtool.solvers.warm import warm
-from simtool.stages.sparsify import elimination
+from simtool.stages.sparsify import constraints, elimination
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
 from simtool.stages.sparsify.merge import merge, spec_sha256
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
@@ -84,7 +84,8 @@ def sparsify(
     try:
         with open_states(Path(states)) as source:
             source.verify_content()
-            spec = _spec(source, options or SparsifyOptions())
+            asked, options = _constraints(source, options or SparsifyOptions())
+            spec = _spec(source, options)
             # A finished run is only read: its folder need not be writable, nor free.
             if folder.spec.exists():
                 folder.claim(spec)
@@ -97,6 +98,8 @@ def sparsify(
             with folder.locked(), _logged_to(folder):
                 folder.claim(spec)
                 plan = plan_of(folder)
+                if plan.has_constraints_file:
+                    asked.save(folder.constraints)
                 _warn_if_interpolating(plan)
                 times = _solve(folder, plan, source, chosen, progress)
                 model = merge(folder, plan, source, spec)
@@ -108,6 +111,14 @@ def sparsify(
                 return result
     finally:
         chosen.close()
+
+
+def _constraints(source: States, options: SparsifyOptions) -> tuple[constraints.Constraints, SparsifyOptions]:
+    """The mask and sample weights that ``options`` name by their files, and options that name them by content."""
+    header = source.header
+    rows, features = header.states + header.outputs, header.states + header.inputs
+    asked = constraints.read(options.mask, options.weight_samples, rows, features, header.samples)
+    return asked, replace(options, mask=asked.mask_sha256, weight_samples=asked.weights_sha256)
 
 
 def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import resource
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simtool.blocks import from_json
+from simtool.certificate import FIXED_SUPPORT, NORMAL_EQUATIONS
 from simtool.engines.shards import read_shard, write_shard
 from simtool.problem import SAMPLE_TILE, Design, RowSet
 from simtool.solvers import regime
+from simtool.stages.sparsify import constraints
 from simtool.stages.sparsify.answer import Task, answer
 from simtool.stages.sparsify.elimination import kept_features, proven_bits
 from simtool.stages.sparsify.folder import RunFolder
@@ -71,9 +73,34 @@ class Plan:
             return np.asarray(group.features < self.n)
         return np.ones(group.features.size, dtype=bool)
 
-    def allowed(self, group: RowGroup, rows: np.ndarray) -> np.ndarray | None:
-        """The features that each of ``rows`` may use, (r, d) bool; None for all of the group's."""
-        return group.features != rows[:, None] if group.excludes_itself else None
+    def allowed(self, group: RowGroup, rows: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray | None:
+        """The features that each of ``rows`` may use, (r, d) bool; None for all of the group's. ``mask`` is --mask."""
+        allowed = None if mask is None else mask[np.ix_(rows, group.features)]
+        if group.excludes_itself:
+            others = group.features != rows[:, None]
+            allowed = others if allowed is None else allowed & others
+        return allowed
+
+    def bounds(self, group: RowGroup) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Bounds of the coefficients, lower and upper (d,), or None for none."""
+        bias = self.n + self.p - 1 if self.has_bias else None
+        return constraints.bounds(self.options.sign, self.options.box, group.features, bias)
+
+    def smooth(self, group: RowGroup) -> np.ndarray:
+        """Features (d,) bool that only a mask can make zero: see :class:`simtool.problem.RowSet`."""
+        objective = objective_of(self.options, group.is_output, self.m)
+        smooth = np.full(group.features.size, objective.penalty.slope == 0.0)
+        if objective.kappa is not None:
+            smooth &= ~self.bounded(group)
+        for bound in self.bounds(group):
+            if bound is not None:
+                smooth &= ~np.isfinite(bound)
+        return smooth
+
+    @property
+    def has_constraints_file(self) -> bool:
+        """Whether the run folder holds a mask or sample weights."""
+        return self.options.mask is not None or self.options.weight_samples is not None
 
     def task(self, group: RowGroup) -> Task:
         """What is asked of the group's rows."""
@@ -120,12 +147,13 @@ def gram_tile(path: Path, index: int) -> dict[str, Any]:
     name, i, j = plan.tiles[index]
     features = plan.grams[name]
     w = folder.map_array("design")
+    design = Design(w, sample_weight=constraints_of(folder, plan).sample_weight)
     left, right = features[i : i + GRAM_TILE], features[j : j + GRAM_TILE]
     total = np.zeros((left.size, right.size))
     for start in range(0, plan.m, SAMPLE_TILE):
         samples = slice(start, start + SAMPLE_TILE)
-        a = np.asarray(w[left, samples], dtype=np.float64)
-        b = a if i == j else np.asarray(w[right, samples], dtype=np.float64)
+        a = design.weighted(w[left, samples], samples)
+        b = a if i == j else design.weighted(w[right, samples], samples)
         total += a @ b.T
     write_shard(folder.tile(index), {"tile": total})
     return _report(started)
@@ -158,10 +186,51 @@ def kept_group(plan: Plan, shard: Shard, kept: np.ndarray | None) -> RowGroup:
     return group if kept is None else replace(group, features=group.features[kept[group.features]])
 
 
-def row_set(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) -> RowSet:
-    """The convex problems of ``shard``, in the features ``kept`` (n + p,) bool, or all."""
+def constraints_of(folder: RunFolder, plan: Plan) -> constraints.Constraints:
+    """The mask and the sample weights of a run."""
+    return constraints.load(folder.constraints) if plan.has_constraints_file else constraints.NONE
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a shard that share a design: ``at`` counts into the shard, ``group`` has the features they share."""
+
+    at: np.ndarray
+    group: RowGroup
+    rows: RowSet
+
+
+def row_sets(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) -> list[Piece]:
+    """The convex problems of ``shard``, in the features ``kept`` (n + p,) bool, or all.
+
+    One piece, unless a mask hides features from some rows only that nothing but the mask makes zero.
+    """
     plan = plan_of(folder)
     group = kept_group(plan, shard, kept)
+    asked = constraints_of(folder, plan)
+    rows = np.arange(shard.start, shard.stop)
+    targets = folder.map_array("targets")
+    out = []
+    for at, features in constraints.pieces(
+        plan.allowed(group, rows, asked.mask), plan.smooth(group), rows.size
+    ):
+        part = replace(group, features=group.features[features])
+        w, gram = _design(folder, plan, part)
+        whole = at.size == rows.size
+        z = targets[shard.start : shard.stop] if whole else targets[rows[at]]
+        design = Design(w, gram, asked.sample_weight)
+        out.append(Piece(at, part, problems(plan, part, rows[at], design, z, asked.mask)))
+    return out
+
+
+def row_set(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) -> RowSet:
+    """The convex problems of a ``shard`` that is one piece, as all are without a mask."""
+    (piece,) = row_sets(folder, shard, kept)
+    return piece.rows
+
+
+def _design(folder: RunFolder, plan: Plan, group: RowGroup) -> tuple[np.ndarray, np.ndarray | None]:
+    """W (d, m) of the group, as stored, and its Gram matrix where the run has it."""
     design = folder.map_array("design")
     features = group.features
     if features.size and features[-1] - features[0] + 1 == features.size:
@@ -173,18 +242,30 @@ def row_set(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) -> 
         mapped = folder.map_array(gram_array(plan, group.gram))
         at = np.searchsorted(plan.grams[group.gram], features)
         gram = np.asarray(mapped) if at.size == mapped.shape[0] else mapped[np.ix_(at, at)]
-    rows = np.arange(shard.start, shard.stop)
-    return problems(plan, group, rows, Design(w, gram), folder.map_array("targets")[shard.start : shard.stop])
+    return w, gram
 
 
-def problems(plan: Plan, group: RowGroup, rows: np.ndarray, design: Design, targets: np.ndarray) -> RowSet:
-    """The convex problems of ``rows`` (indices into [Z; Y]) of ``group``, on their design and targets (r, m)."""
+def problems(
+    plan: Plan,
+    group: RowGroup,
+    rows: np.ndarray,
+    design: Design,
+    targets: np.ndarray,
+    mask: np.ndarray | None = None,
+) -> RowSet:
+    """The convex problems of ``rows`` (indices into [Z; Y]) of ``group``, on their design and targets (r, m).
+
+    ``mask`` is (n + q, n + p) bool; where it hides smooth features the rows must share it there (see :func:`row_sets`).
+    """
+    lower, upper = plan.bounds(group)
     return RowSet(
         design=design,
         targets=targets,
         objective=objective_of(plan.options, group.is_output, plan.m),
         constrained=plan.bounded(group),
-        allowed=plan.allowed(group, rows),
+        allowed=plan.allowed(group, rows, mask),
+        lower=lower,
+        upper=upper,
     )
 
 
@@ -195,25 +276,35 @@ def solve_shard(path: Path, index: int) -> dict[str, Any]:
     plan = plan_of(folder)
     shard = plan.shards[index]
     kept = kept_features(folder, plan)
-    rows = row_set(folder, shard, kept)
-    group = kept_group(plan, shard, kept)
-    found = answer(rows, plan.task(group))
-    w, proof = found.w, found.proof
+    count, features = shard.stop - shard.start, plan.groups[shard.group].features
+    w = np.zeros((count, features.size))
+    columns: dict[str, np.ndarray] = {}
+    proven: list[np.ndarray] = []
+    for piece in row_sets(folder, shard, kept):
+        found = answer(piece.rows, plan.task(piece.group))
+        w[np.ix_(piece.at, np.searchsorted(features, piece.group.features))] = found.w
+        proof = found.proof
+        if plan.options.mask is not None:
+            proof = replace(proof, kind=np.where(proof.kind <= NORMAL_EQUATIONS, FIXED_SUPPORT, proof.kind))
+        for field in CERTIFICATE_FIELDS:
+            values = found.status if field == "status" else getattr(proof, field)
+            columns.setdefault(field, np.empty(count, values.dtype))[piece.at] = values
+        if plan.options.eliminate == "safe":
+            proven.append(proven_bits(piece.rows, found.w, proof))
     non_zero = w != 0
     _, local = np.nonzero(non_zero)
     arrays = {
         "indptr": np.concatenate([[0], np.cumsum(non_zero.sum(axis=1))]).astype(np.int64),
-        "indices": group.features[local].astype(np.int64),
+        "indices": features[local].astype(np.int64),
         "data": w[non_zero],
+        **columns,
     }
-    arrays.update({field: getattr(proof, field) for field in CERTIFICATE_FIELDS if field != "status"})
-    arrays["status"] = found.status
-    if plan.options.eliminate == "safe":
-        arrays["proven"] = proven_bits(rows, w, proof)
+    if proven:
+        (arrays["proven"],) = proven  # --eliminate takes no mask, so there is one piece
     write_shard(folder.shard(index), arrays)
     return _report(
         started,
-        rows=shard.stop - shard.start,
-        certified=int(proof.certified.sum()),
-        worst=float(proof.relative_gap.max(initial=0.0)),
+        rows=count,
+        certified=int(columns["certified"].sum()),
+        worst=float(columns["relative_gap"].max(initial=0.0)),
     )
