@@ -25,7 +25,7 @@ from simtool.stages.sparsify.elimination import kept_features
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.work import Plan, kept_group, problems
 from simtool.states import open_states
-from simtool.status import STATUSES
+from simtool.status import STATUSES, RowStatus
 
 MAGIC = "simtool-row"
 _VERSION = 1
@@ -195,7 +195,9 @@ def replay(path: str | Path, solver: str | None = None) -> dict[str, Any]:
     found = answer(dump.problem, task)
     stored = dump.w[None]
     proof = judge(dump.problem, task, stored, found.nu)
-    as_stored = Answer(stored, proof, statuses(dump.problem, stored, proof, [None]), found.nu)
+    infeasible = STATUSES[int(found.status[0])] is RowStatus.INFEASIBLE
+    trouble = [RowStatus.INFEASIBLE if infeasible else None]
+    as_stored = Answer(stored, proof, statuses(dump.problem, stored, proof, trouble), found.nu)
     return {
         "kind": "row-dump",
         "row": dump.row,
