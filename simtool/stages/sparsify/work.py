@@ -147,13 +147,14 @@ def gram_tile(path: Path, index: int) -> dict[str, Any]:
     name, i, j = plan.tiles[index]
     features = plan.grams[name]
     w = folder.map_array("design")
-    design = Design(w, sample_weight=constraints_of(folder, plan).sample_weight)
+    root = Design(w, sample_weight=constraints_of(folder, plan).sample_weight).root_weight
     left, right = features[i : i + GRAM_TILE], features[j : j + GRAM_TILE]
     total = np.zeros((left.size, right.size))
     for start in range(0, plan.m, SAMPLE_TILE):
         samples = slice(start, start + SAMPLE_TILE)
-        a = design.weighted(w[left, samples], samples)
-        b = a if i == j else design.weighted(w[right, samples], samples)
+        scale = 1.0 if root is None else root[samples]
+        a = np.asarray(w[left, samples], dtype=np.float64) * scale
+        b = a if i == j else np.asarray(w[right, samples], dtype=np.float64) * scale
         total += a @ b.T
     write_shard(folder.tile(index), {"tile": total})
     return _report(started)
