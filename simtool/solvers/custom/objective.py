@@ -180,6 +180,8 @@ class Evaluator:
 
     def value(self, w: np.ndarray) -> float:
         """f(w); infinite where it is not defined."""
+        if not np.isfinite(w).all():
+            return float("inf")
         self._w.value = w
         value = self._terms.cost.value
         if value is None:
@@ -189,6 +191,8 @@ class Evaluator:
 
     def violation(self, w: np.ndarray) -> float:
         """The largest violation of a constraint, relative to the largest of its own arguments."""
+        if not np.isfinite(w).all():
+            return float("inf")
         self._w.value = w
         worst = 0.0
         for constraint in self._terms.constraints:

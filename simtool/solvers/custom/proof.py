@@ -39,8 +39,13 @@ from simtool.solvers.custom.program import Frame, unit_of
 
 _REACH = 10.0
 _LEAST_EXACT = 1e-4
-# What Clarabel is asked for: as much as it may reach, then what it usually does.
-_ACCURACIES = (1e-10, 1e-8)
+# What Clarabel is asked for, until it says "solved": as much as it may reach, then what it usually does, as is and without
+# its scaling of the rows, which now and then ends too early.
+_ATTEMPTS: tuple[dict[str, Any], ...] = tuple(
+    {"tol_gap_abs": tol, "tol_gap_rel": tol, "tol_feas": tol, "equilibrate_enable": scaled}
+    for tol in (1e-10, 1e-8)
+    for scaled in (True, False)
+)
 # What is still taken as a proof where it cannot do that (its "almost solved").
 _LEAST_ACCURACY = 1e-7
 
@@ -94,18 +99,26 @@ class Judge:
         self._rows, self._exact = rows, exact
         self._evaluator = Evaluator(own, states, rows.design.d)
         self._targets = rows.target()
-        self._bound = _Bound(own, rows, states, exact=exact)
+        self._own, self._states = own, states
+        self._bounds: dict[float, _Bound] = {}
+
+    def _residual(self, i: int, w: np.ndarray) -> np.ndarray:
+        residual = self._targets[i].copy()
+        for samples, tile in self._rows.design.tiles():
+            residual[samples] -= w @ tile
+        return residual
+
+    def mismatch(self, i: int, w: np.ndarray) -> float:
+        """||W^T w - z|| / ||z|| of ``w`` (d,) as row ``i``."""
+        residual = self._residual(i, w)
+        return _relative(float(residual @ residual), float(self._rows.target_norms[i]))
 
     def row(self, i: int, w: np.ndarray, nu: np.ndarray | None) -> Verdict:
         """The verdict on ``w`` (d,) as row ``i``, with the hint ``nu`` (m,) where it matches exactly."""
         rows, z = self._rows, self._targets[i]
-        residual = z.copy()
-        for samples, tile in rows.design.tiles():
-            residual[samples] -= w @ tile
+        residual = self._residual(i, w)
         size, square = float(rows.target_norms[i]), float(residual @ residual)
-        mismatch = 0.0
-        if self._exact:
-            mismatch = np.sqrt(square / size) if size > 0 else (0.0 if square == 0 else np.inf)
+        mismatch = _relative(square, size) if self._exact else 0.0
         violation = self._evaluator.violation(w)
         loss = rows.objective.loss_weight
         primal = self._evaluator.value(w) + (0.0 if self._exact else loss * square)
@@ -119,9 +132,19 @@ class Judge:
         g = np.zeros(w.size)
         for samples, tile in rows.design.tiles():
             g += tile @ direction[samples]
-        dual, multiplier = self._bound.solve(rows, i, w, g, float(residual @ z), square, denominator)
+        unit = unit_of(rows, i)
+        if unit not in self._bounds:
+            self._bounds[unit] = _Bound(self._own, rows, self._states, unit, exact=self._exact)
+        dual, multiplier = self._bounds[unit].solve(rows, i, w, g, float(residual @ z), square, denominator)
         gap = abs(primal - dual) / denominator
         return Verdict(primal, dual, gap if np.isfinite(gap) else np.inf, multiplier, violation, mismatch)
+
+
+def _relative(square: float, size: float) -> float:
+    """The root of square / size; 0 if both vanish."""
+    if size == 0:
+        return 0.0 if square == 0 else float("inf")
+    return float(np.sqrt(square / size))
 
 
 def _natural(rows: RowSet, i: int) -> np.ndarray:
@@ -137,12 +160,12 @@ def _natural_size(evaluator: Evaluator, rows: RowSet, i: int) -> float:
 
 
 class _Bound:
-    """The small program; compiled once, everything that differs by row a parameter."""
+    """The small program in a unit of w; compiled once, what else differs by row a parameter."""
 
-    def __init__(self, own: OwnObjective, rows: RowSet, states: int, *, exact: bool) -> None:
+    def __init__(self, own: OwnObjective, rows: RowSet, states: int, unit: float, *, exact: bool) -> None:
         d = rows.design.d
         self._exact, self._loss = exact, rows.objective.loss_weight
-        self._frame = Frame(own, rows, states, unit_of(rows))
+        self._frame = Frame(own, rows, states, unit)
         self._g, self._q, self._reach = cp.Parameter(d), cp.Parameter(), cp.Parameter(d, nonneg=True)
         along = self._g @ self._frame.v
         cost = self._frame.cost + (-along if exact else cp.square(self._q - along))
@@ -176,17 +199,21 @@ class _Bound:
 
 
 def _dual_value(problem: cp.Problem) -> float:
-    """Clarabel's dual objective of ``problem``; -inf unless it reports the problem as solved to 1e-7."""
-    for accuracy in _ACCURACIES:
-        options: dict[str, Any] = {}
-        for name in ("gap_abs", "gap_rel", "feas"):
-            options |= {f"tol_{name}": accuracy, f"reduced_tol_{name}": _LEAST_ACCURACY}
+    """Clarabel's dual objective of ``problem``; -inf unless it reports the problem as solved to 1e-7. Each attempt's value is a
+    bound; the best counts."""
+    best = -np.inf
+    for attempt in _ATTEMPTS:
+        least = {f"reduced_tol_{name}": _LEAST_ACCURACY for name in ("gap_abs", "gap_rel", "feas")}
+        options = {**attempt, **least}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             data, chain, inverse = problem.get_problem_data(CLARABEL.solver, solver_opts=options)
             solution = chain.solve_via_data(problem, data, False, False, options)
-            if str(solution.status) in ("Solved", "AlmostSolved"):
+            status = str(solution.status)
+            if status in ("Solved", "AlmostSolved"):
                 problem.unpack_results(solution, chain, inverse)
                 # CVXPY's value holds the constants of the objective, which Clarabel does not see.
-                return float(problem.value - (solution.obj_val - solution.obj_val_dual))
-    return -np.inf
+                best = max(best, float(problem.value - (solution.obj_val - solution.obj_val_dual)))
+            if status == "Solved":
+                break
+    return best

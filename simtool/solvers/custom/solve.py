@@ -4,8 +4,8 @@
     subject to w in C,  ||w_S||_1 <= kappa,  lower <= w <= upper
 
 With W = diag(norms) L S R (thin, features at unit norm) only R z matters, so the program has as many residuals as W has
-rank, however many samples there are. It is compiled once per row set; the target, the mask and the unit of the objective
-are parameters. Small coefficients are set to zero as long as the row stays certified.
+rank, however many samples there are. It is compiled once for all rows of a row set whose targets are of the same size to a
+power of ten; the target, the mask and the unit of the objective are parameters. Small coefficients are set to zero as long as the row stays certified.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import cvxpy as cp
 import numpy as np
 
-from simtool.equality import MATCH_TOLERANCE, mismatch
+from simtool.equality import MATCH_TOLERANCE
 from simtool.errors import SolverError
 from simtool.problem import RowSet
 from simtool.row_space import SingularSpace
@@ -31,6 +31,8 @@ from simtool.status import RowStatus
 _ZERO_CUTS = (1e-5, 1e-6, 1e-7, 1e-8, 0.0)
 # Zeros may cost this part of the tolerance.
 _MARGIN = 0.1
+# How far, relative to the target, states may move where exactly these leave a program without an interior.
+_BAND = 0.1 * MATCH_TOLERANCE
 # Coefficients beyond this many times their natural size are no solution but a direction without end.
 _LARGEST = 1e8
 
@@ -45,88 +47,122 @@ def solve(
         require("mosek")
     rank = SingularSpace(rows.design.dense(np.arange(rows.design.d)))
     judge = Judge(own, rows, states, exact=exact)
-    program = _Program(own, rows, states, rank, backend, exact=exact)
-    nearest = _Program(own, rows, states, rank, backend, exact=False) if exact else program
+    programs = _Programs(own, rows, states, rank, backend)
     w = np.zeros((rows.count, rows.design.d))
     nu = np.zeros((rows.count, rows.design.m))
     trouble: list[RowStatus | None] = []
     targets = rows.target()
     for i in range(rows.count):
-        w[i], multiplier, status = program.solve(rows, i, targets[i], 1.0)
-        if exact and status is None and mismatch(rows, w)[i] > MATCH_TOLERANCE:
-            status = RowStatus.GAVE_UP
-        if exact and status is None:
-            nu[i] = (multiplier / rank.singular) @ rank.right
-        if exact and status is not None:
-            # No row of C gives these states: the one whose states come closest.
-            w[i], _, found = nearest.solve(rows, i, targets[i], 0.0)
-            far = mismatch(rows, w)[i] > MATCH_TOLERANCE
-            status = RowStatus.INFEASIBLE if found is None and far else status
+        if exact:
+            w[i], nu[i], status = _match(programs, judge, i, targets[i], tolerance)
+        else:
+            w[i], _, status = programs.get("loss", i).solve(i, targets[i])
         if status is None:
-            w[i] = _exact_zeros(judge, rows, i, w[i], nu[i] if exact else None, tolerance)
+            w[i], nu[i] = _exact_zeros(programs, judge, i, w[i], nu[i], targets[i], tolerance, exact=exact)
         else:
             _log.warning("row %d of its shard: --objective %s: %s", i, own.reference, status.label)
         trouble.append(status)
     return Matched(restore_feasibility(rows, w), nu, tuple(trouble))
 
 
-class _Program:
-    """f with the loss or with the match, over the row space of W."""
+def _match(
+    programs: _Programs, judge: Judge, i: int, z: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, np.ndarray, RowStatus | None]:
+    """Row ``i`` with the states ``z``, the hint nu for its proof, and what went wrong."""
+    w, nu, status = programs.get("match", i).solve(i, z)
+    if status is None and judge.row(i, w, nu).holds(tolerance):
+        return w, nu, None
+    # The target's rounding may lie outside what C allows, or leave the program without an interior: match the nearest
+    # states that C allows, give or take a little.
+    nearest, none, found = programs.get("nearest", i).solve(i, z)
+    if found is not None:
+        return nearest, none, found
+    if judge.mismatch(i, nearest) > MATCH_TOLERANCE:
+        return nearest, none, RowStatus.INFEASIBLE
+    again, nu_again, failed = programs.get("band", i).solve(i, programs.states_of(nearest))
+    if failed is None and judge.mismatch(i, again) <= MATCH_TOLERANCE:
+        return again, nu_again, None
+    return (w, nu, None) if status is None else (nearest, none, RowStatus.GAVE_UP)
+
+
+class _Programs:
+    """The programs of one row set, each compiled when it is first needed: f with the ``loss``, with the ``match``, with the
+    match up to a ``band``, or the ``nearest`` states without f."""
 
     def __init__(
-        self,
-        own: OwnObjective,
-        rows: RowSet,
-        states: int,
-        rank: SingularSpace,
-        backend: Backend,
-        *,
-        exact: bool,
+        self, own: OwnObjective, rows: RowSet, states: int, rank: SingularSpace, backend: Backend
     ) -> None:
-        self._backend, self._exact, self._rank = backend, exact, rank
-        self._frame = Frame(own, rows, states, unit_of(rows))
+        self.own, self.rows, self.states, self.rank, self.backend = own, rows, states, rank, backend
+        self._made: dict[tuple[str, float, bool], _Program] = {}
+
+    def get(self, kind: str, i: int, *, support: bool = False) -> _Program:
+        """The program called ``kind``, in the unit of row ``i``; with ``support`` one that can hold coefficients at zero."""
+        key = (kind, unit_of(self.rows, i), support)
+        if key not in self._made:
+            self._made[key] = _Program(self, *key)
+        return self._made[key]
+
+    def states_of(self, w: np.ndarray) -> np.ndarray:
+        """W^T w, (m,)."""
+        rank = self.rank
+        return np.asarray((((w * rank.norms) @ rank.left) * rank.singular) @ rank.right)
+
+
+class _Program:
+    """One compiled program over the row space of W, in a unit of w; what else differs by row is a parameter, so that a row
+    with a small target is solved as accurately as the others."""
+
+    def __init__(self, shared: _Programs, kind: str, unit: float, support: bool) -> None:
+        rows, rank = shared.rows, shared.rank
+        self._backend, self._kind, self._rank, self._rows = shared.backend, kind, rank, rows
+        self._frame = Frame(shared.own, rows, shared.states, unit, support=support)
         self._right = cp.Parameter(rank.singular.size)
-        self._loss = rows.objective.loss_weight
-        # The norm of the largest target becomes one.
-        self._size = float(np.sqrt(rows.target_norms.max(initial=0.0))) or 1.0
-        equations = (rank.left * rank.norms[:, None]).T * (self._frame.unit / self._size)
+        self._inverse = cp.Parameter(nonneg=True)
+        self._band = cp.Parameter(rank.singular.size, nonneg=True)
+        equations = (rank.left * rank.norms[:, None]).T * self._frame.unit
         cost, constraints = self._frame.cost, list(self._frame.constraints)
-        self._match: cp.Constraint | None = None
-        if exact and rank.singular.size:
-            equations = equations * self._size
-            self._match = equations @ self._frame.v == self._right
-            constraints.append(self._match)
-        elif not exact and rank.singular.size:
+        self._match: list[cp.Constraint] = []
+        if rank.singular.size and kind in ("loss", "nearest"):
             residual = cp.Variable(rank.singular.size)
-            constraints.append(residual == (rank.singular[:, None] * equations) @ self._frame.v - self._right)
-            cost = cost + cp.sum_squares(residual)
+            states = self._inverse * ((rank.singular[:, None] * equations) @ self._frame.v)
+            constraints.append(residual == states - self._right)
+            # The norm itself where it is to vanish: a square near 0 leaves its root at the root of the accuracy.
+            cost = cost + cp.sum_squares(residual) if kind == "loss" else cp.norm(residual, 2)
+        elif rank.singular.size:
+            off = equations @ self._frame.v - self._right
+            # The first minus the second multiplier is that of the equations.
+            self._match = [off == 0] if kind == "match" else [off <= self._band, -off <= self._band]
+            constraints += self._match
         self._problem = cp.Problem(cp.Minimize(cost), constraints)
-        require_dpp(own, self._problem)
+        require_dpp(shared.own, self._problem)
 
     def solve(
-        self, rows: RowSet, i: int, z: np.ndarray, weight: float
+        self, i: int, z: np.ndarray, zeros: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, RowStatus | None]:
-        """w (d,), the multiplier (k,) of the match, and what went wrong; f counts ``weight`` times."""
-        frame, nothing = self._frame, np.zeros(self._rank.singular.size)
-        frame.aim(rows, i)
-        inside = self._rank.right @ z
-        if self._exact:
-            if np.linalg.norm(z - inside @ self._rank.right) > MATCH_TOLERANCE * np.linalg.norm(z):
-                return np.zeros(frame.v.size), nothing, RowStatus.INFEASIBLE
-            frame.weight.value = weight
-            self._right.value = inside / self._rank.singular
+        """w (d,) of row ``i`` for the target ``z`` with ``zeros`` (d,) bool held at zero, the multiplier nu (m,) of the
+        match, and what went wrong."""
+        frame, rank = self._frame, self._rank
+        nothing = np.zeros(frame.v.size), np.zeros(z.size)
+        frame.aim(self._rows, i, zeros)
+        inside, size = rank.right @ z, float(np.linalg.norm(z)) or 1.0
+        if self._kind in ("loss", "nearest"):
+            frame.weight.value = 1.0 / (self._rows.objective.loss_weight * size**2)
+            self._right.value, self._inverse.value = inside / size, 1.0 / size
         else:
-            frame.weight.value = weight / (self._loss * self._size**2)
-            self._right.value = inside / self._size
+            if np.linalg.norm(z - inside @ rank.right) > MATCH_TOLERANCE * size:
+                return *nothing, RowStatus.INFEASIBLE
+            frame.weight.value = 1.0
+            self._right.value = inside / rank.singular
+            self._band.value = _BAND * size / (rank.singular * np.sqrt(max(1, rank.singular.size)))
         try:
             run_quietly(self._problem, self._backend)
         except SolverError as error:
             _log.warning("row %d of its shard: %s", i, error)
-            return np.zeros(frame.v.size), nothing, RowStatus.GAVE_UP
+            return *nothing, RowStatus.GAVE_UP
         v = frame.v.value
         if v is None or not np.all(np.isfinite(v)):
             infeasible = self._problem.status in ("infeasible", "infeasible_inaccurate")
-            return np.zeros(frame.v.size), nothing, RowStatus.INFEASIBLE if infeasible else RowStatus.GAVE_UP
+            return *nothing, RowStatus.INFEASIBLE if infeasible else RowStatus.GAVE_UP
         if np.abs(v).max() > _LARGEST:
             _log.warning(
                 "row %d of its shard: %s runs away to coefficients of %.0e: is the objective bounded below?",
@@ -134,33 +170,61 @@ class _Program:
                 self._backend.name,
                 frame.unit * np.abs(v).max(),
             )
-            return np.zeros(frame.v.size), nothing, RowStatus.GAVE_UP
-        multiplier = nothing if self._match is None else -np.asarray(self._match.dual_value, dtype=np.float64)
-        return frame.unit * np.asarray(v, dtype=np.float64), multiplier, None
+            return *nothing, RowStatus.GAVE_UP
+        nu = nothing[1]
+        duals = [np.asarray(part.dual_value, dtype=np.float64) for part in self._match]
+        if duals:
+            multiplier = duals[1] - duals[0] if len(duals) == 2 else -duals[0]
+            nu = np.asarray((multiplier / rank.singular) @ rank.right)
+        return frame.unit * np.asarray(v, dtype=np.float64), nu, None
 
 
 def _exact_zeros(
-    judge: Judge, rows: RowSet, i: int, w: np.ndarray, nu: np.ndarray | None, tolerance: float
-) -> np.ndarray:
-    """``w`` with the mask and the bounds exact, and zeros where it is small: the coarsest cut that is still certified.
+    programs: _Programs,
+    judge: Judge,
+    i: int,
+    w: np.ndarray,
+    nu: np.ndarray,
+    z: np.ndarray,
+    tolerance: float,
+    *,
+    exact: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """``w`` and ``nu`` with the mask and the bounds exact, and zeros where ``w`` is small: the coarsest cut that can be
+    certified, by itself or once the other coefficients are solved for again.
 
     Asking the certificate keeps small coefficients that matter: where f is smooth at 0 their loss costs little but
     leaves a gap.
     """
+    w = _inside(programs.rows, i, w)
+    hint = nu if exact else None
+    # What the row itself does not reach, its zeros need not reach either.
+    most = max(_MARGIN * tolerance, 2.0 * judge.row(i, w, hint).relative_gap)
+    tried = -1
+    for cut in _ZERO_CUTS:
+        zeros = np.abs(w) <= cut * np.abs(w).max(initial=0.0)
+        if int(zeros.sum()) == tried:
+            continue
+        tried = int(zeros.sum())
+        candidate = np.where(zeros, 0.0, w)
+        if judge.row(i, candidate, hint).holds(most):
+            return candidate, nu
+        # The states of the row itself, so that an exact match stays within what C allows.
+        goal = programs.states_of(w) if exact else z
+        program = programs.get("band" if exact else "loss", i, support=True)
+        again, nu_again, failed = program.solve(i, goal, zeros)
+        again = np.where(zeros, 0.0, _inside(programs.rows, i, again))
+        if failed is None and judge.row(i, again, nu_again if exact else None).holds(most):
+            return again, nu_again
+    return w, nu
+
+
+def _inside(rows: RowSet, i: int, w: np.ndarray) -> np.ndarray:
+    """``w`` with what its mask forbids at zero, and within the box."""
     if rows.allowed is not None:
         w = np.where(rows.allowed[i], w, 0.0)
     if rows.lower is not None:
         w = np.maximum(w, rows.lower)
     if rows.upper is not None:
         w = np.minimum(w, rows.upper)
-    tried = -1
-    for cut in _ZERO_CUTS:
-        small = np.abs(w) <= cut * np.abs(w).max(initial=0.0)
-        zeros = int(small.sum())
-        if zeros == tried:
-            continue
-        tried = zeros
-        candidate = np.where(small, 0.0, w)
-        if judge.row(i, candidate, nu).holds(_MARGIN * tolerance):
-            return candidate
     return w
