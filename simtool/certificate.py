@@ -81,6 +81,8 @@ def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
     else:
         bound = BoxedDualBound(linear, square, size, reach, rows.bounded, objective.penalty, objective.kappa)
     dual, multiplier = bound.best()
+    # Where what must vanish does not, theta is not dual feasible, and its value bounds nothing.
+    dual = np.where(projection_error <= _PROJECTION_LIMIT, dual, -np.inf)
 
     relative = _relative_gap(rows, primal, dual)
     norm = l1_norms(w, rows.bounded)
