@@ -232,9 +232,9 @@ def test_lines_judge_themselves() -> None:
     good = table.Line("w", "x (G+B)", 4.0, 2.0, 3.0)
     best = table.Line("w", "x (G+B)", 4.0, 2.0, 2.0)
     assert [line.verdict for line in (slow, good, best)] == ["no", "yes", "aim"]
-    faster = table.Line("w", "x faster", 50.0, None, 60.0, more_is_better=True)
+    faster = table.Line("w", "x faster", 50.0, None, 60.0, against="celer")
     assert faster.verdict == "yes"
-    absent = table.Line("w", "x faster", 50.0, None, None, note="celer is not installed", more_is_better=True)
+    absent = table.Line("w", "x faster", 50.0, None, None, note="celer is not installed", against="celer")
     assert absent.verdict == "-"
     page = table.markdown([slow, absent], "a machine")
     assert page.splitlines()[0] == "| work | at least | aim | reached | met | largest gap |"

@@ -75,10 +75,10 @@ class ConvCase:
         return replace(self, samples=60, channels=8, rows=8, nonzeros=nonzeros)
 
 
-_LASSOS = ("NATIVE", "THESIS", "SKLEARN_GRAM", "SKLEARN", "CELER", "SKGLM", "CLARABEL", "SCS")
+_LASSOS = ("THESIS", "SKLEARN_GRAM", "SKLEARN", "CELER", "SKGLM", "CLARABEL", "SCS")
 _CONV_PROMISES = (
-    Promise(FASTER, 30.0, None, "CELER", "celer"),
     Promise(ROW, 15.0, 5.0),
+    Promise(FASTER, 30.0, None, "CELER", "celer"),
 )
 
 CASES: tuple[ModelCase | ConvCase, ...] = (
@@ -120,10 +120,10 @@ CASES: tuple[ModelCase | ConvCase, ...] = (
         2000,
         DENSE,
         (
-            Promise(FASTER, 20.0, None, "CLARABEL", "CVXPY + Clarabel"),
             Promise(ROW, 50.0, 50.0),
+            Promise(FASTER, 20.0, None, "CLARABEL", "CVXPY + Clarabel"),
         ),
-        ("NATIVE", "THESIS", "SKLEARN", "CELER", "SKGLM", "CLARABEL", "SCS"),
+        ("THESIS", "SKLEARN", "CELER", "SKGLM", "CLARABEL", "SCS"),
     ),
     ModelCase(
         "mlp-1024",
@@ -132,7 +132,7 @@ CASES: tuple[ModelCase | ConvCase, ...] = (
         10_000,
         LASSO,
         (Promise(RATIO, 4.0, 2.5),),
-        ("NATIVE", "SKLEARN_GRAM", "CELER", "SKGLM"),
+        ("SKLEARN_GRAM", "CELER", "SKGLM"),
     ),
     ModelCase(
         "mlp-1024-layered",

@@ -108,7 +108,8 @@ def _run(peer: Peer, rows: list[RowSet], tolerance: float, budget: float) -> tup
                 break
             results.append((problem, *peer.run(problem, tolerance)))
     else:  # quick ones: the median of three runs over all rows, after the first that warmed up
-        runs = [[(part, *peer.run(part, tolerance)) for part in rows] for _ in range(_PAIRS)]
+        times = _PAIRS if _PAIRS * took * total <= budget else 1
+        runs = [[(part, *peer.run(part, tolerance)) for part in rows] for _ in range(times)]
         by_time = sorted(runs, key=lambda run: sum(entry[2] for entry in run))
         results = by_time[len(by_time) // 2]
     for problem, coefficients, elapsed in results:

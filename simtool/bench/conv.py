@@ -1,7 +1,7 @@
 """States as a convolution gives them: many correlated, sparse, non-negative features; far more than samples.
 
 A layer of random smooth 5 x 5 filters with ReLU over real images: every position of every channel is a feature. Targets
-are, in halves, sparse combinations of features with 10 % noise, and pre-activations of a next layer of such filters.
+are, in halves, sparse combinations of features with 10 % noise, and pre-activations of a next layer with He weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from simtool.penalty import Penalty
 from simtool.problem import Design, Objective, RowSet
 
 _KERNEL = 5
-_TERMS, _NOISE, _NORM = 20, 0.1, 4.0
+_TERMS, _NOISE = 20, 0.1
 KAPPA, L1_LOSS = 0.99, 0.1
 
 
@@ -57,8 +57,7 @@ def _states(case: ConvCase, data: str) -> tuple[np.ndarray, np.ndarray, str]:
             )
             grid = np.arange(channels)[:, None, None] * high * wide + rows[:, None] * wide + columns
             chosen = grid.ravel()
-            weights = rng.standard_normal(chosen.size)
-        weights *= _NORM / np.abs(weights).sum()
+            weights = rng.standard_normal(chosen.size) * np.sqrt(2.0 / chosen.size)
         z = weights @ features[chosen].astype(np.float64)
         if i % 2:
             z = z + _NOISE * z.std() * rng.standard_normal(count)

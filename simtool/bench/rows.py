@@ -105,9 +105,12 @@ def bench_rows(
     content = _content(options, results, described, extra)
     content["seconds"] = time.perf_counter() - started
     lines = [line for result in results for line in result.lines]
+    place = machine.one_line(described)
+    if options.quick:
+        place = f"--quick: sizes of a test, whatever the lines are called; {place}"
     tables = {
-        "text": _text(results, lines, described),
-        "markdown": table.markdown(lines, machine.one_line(described)),
+        "text": _text(results, lines, place),
+        "markdown": table.markdown(lines, place),
     }
     if output is not None:
         page = _page(results, tables["markdown"], pictures, extra)
@@ -159,7 +162,7 @@ def _content(
     }
 
 
-def _text(results: Sequence[Result], lines: Sequence[table.Line], described: dict[str, Any]) -> str:
+def _text(results: Sequence[Result], lines: Sequence[table.Line], place: str) -> str:
     parts = []
     for result in results:
         head = f"{result.title}  ({result.seconds:.0f} s)"
@@ -169,7 +172,7 @@ def _text(results: Sequence[Result], lines: Sequence[table.Line], described: dic
             parts.append(table.aligned(table.peer_rows(result.peers)))
     if lines:
         parts.append(table.text(lines))
-    parts.append(machine.one_line(described))
+    parts.append(place)
     return "\n\n".join(parts)
 
 

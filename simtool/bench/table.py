@@ -10,8 +10,8 @@ from simtool.bench.compare import Compared
 
 @dataclass(frozen=True)
 class Line:
-    """One promise. ``least`` and ``aim`` and ``reached`` are in ``unit``; ``more_is_better`` for speed-ups; ``gap`` is
-    the largest certified relative gap of what was timed. ``reached`` None: not measured, ``note`` says why."""
+    """One promise. ``least`` and ``aim`` and ``reached`` are in ``unit``; ``against`` names the peer of a
+    speed-up, where more is better; ``gap`` is the largest certified relative gap of what was timed. ``reached`` None: not measured, ``note`` says why."""
 
     work: str
     unit: str
@@ -20,7 +20,12 @@ class Line:
     reached: float | None
     gap: float | None = None
     note: str = ""
-    more_is_better: bool = False
+    against: str = ""
+
+    @property
+    def name(self) -> str:
+        """What was measured, in full."""
+        return f"{self.work}, beside {self.against}" if self.against else self.work
 
     @property
     def met(self) -> bool | None:
@@ -33,7 +38,7 @@ class Line:
     def _reaches(self, goal: float) -> bool | None:
         if self.reached is None:
             return None
-        return self.reached >= goal if self.more_is_better else self.reached <= goal
+        return self.reached >= goal if self.against else self.reached <= goal
 
     @property
     def verdict(self) -> str:
@@ -56,7 +61,7 @@ def cells(line: Line) -> tuple[str, ...]:
 
     reached = "not measured" if line.reached is None else amount(line.reached)
     gap = "-" if line.gap is None else f"{line.gap:.0e}"
-    return line.work, amount(line.least), amount(line.aim), reached, line.verdict, gap
+    return line.name, amount(line.least), amount(line.aim), reached, line.verdict, gap
 
 
 def number(value: float) -> str:
@@ -75,17 +80,20 @@ def markdown(lines: Sequence[Line], machine: str) -> str:
 
 
 def text(lines: Sequence[Line]) -> str:
-    """The table with aligned columns for 100 characters: units stand with the target only, notes under the table."""
-    rows = [HEADER]
+    """The table with aligned columns, for 100 characters: units stand with the target only, notes under the table."""
+    rows, above = [HEADER], ""
     for line in lines:
         work, least, _, reached, met, gap = cells(line)
+        if line.against and line.work == above:
+            work = f"  beside {line.against}"
+        above = line.work
         short = "-" if line.aim is None else number(line.aim)
         rows.append((work, least, short, reached if line.reached is None else number(line.reached), met, gap))
     return "\n".join([aligned(rows), *_notes(lines)])
 
 
 def _notes(lines: Sequence[Line]) -> list[str]:
-    return [f"- {line.work}: {line.note}" for line in lines if line.note]
+    return [f"- {line.name}: {line.note}" for line in lines if line.note]
 
 
 PEERS = ("solver", "rows", "a row", "x ours", "x (G+B)", "largest gap", "")
