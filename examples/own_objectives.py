@@ -25,4 +25,5 @@ def non_negative(a, b):
 
 def smooth(a, b):
     """Coefficients of neighbouring inputs differ little, and no state counts more than one."""
-    return 0.1 * cp.norm1(a) + 0.5 * cp.sum_squares(cp.diff(b)), [cp.abs(a) <= 1]
+    rough = cp.sum_squares(cp.diff(b)) if b.size > 1 else 0  # a later layer sees the bias only
+    return 0.1 * cp.norm1(a) + 0.5 * rough, [cp.abs(a) <= 1]

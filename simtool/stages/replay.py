@@ -20,10 +20,11 @@ from simtool.errors import FormatError, InputError, OptionError, OutputError
 from simtool.model import load_model
 from simtool.penalty import Penalty
 from simtool.problem import Design, Objective, RowSet
+from simtool.stages.sparsify import constraints
 from simtool.stages.sparsify.answer import Answer, Task, answer, judge, statuses
 from simtool.stages.sparsify.elimination import kept_features
 from simtool.stages.sparsify.folder import RunFolder
-from simtool.stages.sparsify.work import Plan, kept_group, problems
+from simtool.stages.sparsify.work import Plan, constraints_of, kept_group, problems
 from simtool.states import open_states
 from simtool.status import STATUSES, RowStatus
 
@@ -56,8 +57,8 @@ class RowDump:
 def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Path) -> Path:
     """Write row ``row`` of the finished run ``run`` to ``output``; ``states`` is the file the run was made from.
 
-    Raises InputError if the run is not finished or the states are others, OptionError for a row that does not exist,
-    OutputError if ``output`` exists.
+    Raises InputError if the run is not finished, the states are others or there is no such row, OptionError if ``run`` is no
+    folder, OutputError if ``output`` exists.
     """
     target = Path(output)
     if target.exists():
@@ -75,7 +76,11 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
         )
     indices, values = load_model(folder.model).row(row)  # also says which rows there are
     shard = next(shard for shard in plan.shards if shard.start <= row < shard.stop)
-    group = kept_group(plan, shard, kept_features(folder, plan))
+    group, asked = kept_group(plan, shard, kept_features(folder, plan)), constraints_of(folder, plan)
+    ((_, usable),) = constraints.pieces(
+        plan.allowed(group, np.array([row]), asked.mask), plan.smooth(group), 1
+    )
+    group = replace(group, features=group.features[usable])
     with open_states(Path(states)) as source:
         expected = spec["states"]["content_sha256"]
         if source.content_sha256() != expected:
@@ -89,7 +94,8 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
         )
         w = np.concatenate([np.asarray(source.X[:])[own], np.asarray(source.U[:])[inputs]])
         z = source.Z[row : row + 1] if row < plan.n else source.Y[row - plan.n : row - plan.n + 1]
-        rows = problems(plan, group, np.array([row]), Design(w), np.asarray(z))
+        design = Design(w, sample_weight=asked.sample_weight)
+        rows = problems(plan, group, np.array([row]), design, np.asarray(z), asked.mask)
     stored = np.zeros(group.features.size)
     stored[np.searchsorted(group.features, indices)] = values
     _write(target, RowDump(row, group.features, w, rows, plan.task(group), stored))
