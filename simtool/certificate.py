@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simtool.dual_bound import BoxedDualBound, DualBound
-from simtool.problem import RowSet, outputs, primal_values
+from simtool.problem import RowSet, primal_values
 
 KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality", "solver-gap")
 DUALITY_GAP, NORMAL_EQUATIONS, FIXED_SUPPORT, EQUALITY, SOLVER_GAP = 0, 1, 2, 3, 4
@@ -116,12 +116,12 @@ def _one_pass(rows: RowSet, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     weight = rows.objective.loss_weight
     norms, linear = np.zeros(rows.count), np.zeros(rows.count)
     correlation = np.zeros((rows.count, rows.design.d))
-    for samples, tile in rows.design.tiles():
-        target = rows.target(samples)
-        residual = target - outputs(w, tile)
+    for part in rows.design.parts():
+        target = rows.target(part.samples)
+        residual = target - part.outputs(w)
         norms += np.einsum("ij,ij->i", residual, residual)
         linear += np.einsum("ij,ij->i", residual, target)
-        correlation += residual @ tile.T
+        correlation += part.correlations(residual)
     return norms, 2.0 * weight * linear, weight * norms, 2.0 * weight * correlation
 
 
@@ -129,16 +129,16 @@ def _projected(rows: RowSet, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     """The same for theta projected on null(W_F), which needs the whole residual first."""
     weight = rows.objective.loss_weight
     residual = np.empty((rows.count, rows.design.m))
-    for samples, tile in rows.design.tiles():
-        residual[:, samples] = rows.target(samples) - outputs(w, tile)
+    for part in rows.design.parts():
+        residual[:, part.samples] = rows.target(part.samples) - part.outputs(w)
     norms = np.einsum("ij,ij->i", residual, residual)
     theta = rows.free_basis.project_out(residual)
     linear = np.zeros(rows.count)
     correlation = np.zeros((rows.count, rows.design.d))
-    for samples, tile in rows.design.tiles():
-        target = rows.target(samples)
-        linear += np.einsum("ij,ij->i", theta[:, samples], target)
-        correlation += theta[:, samples] @ tile.T
+    for part in rows.design.parts():
+        here = theta[:, part.samples]
+        linear += np.einsum("ij,ij->i", here, rows.target(part.samples))
+        correlation += part.correlations(here)
     square = np.einsum("ij,ij->i", theta, theta)
     return norms, 2.0 * weight * linear, weight * square, 2.0 * weight * correlation
 

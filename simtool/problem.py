@@ -12,19 +12,14 @@ how many processes a machine has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy import sparse
 
+from simtool.design import Design
 from simtool.penalty import Penalty
 from simtool.row_space import RowSpace, row_space
-
-SAMPLE_TILE = 4096
-# A sparse product pays below one non-zero in so many: its memory traffic costs more a number.
-_SPARSE = 12
 
 
 @dataclass(frozen=True)
@@ -41,106 +36,6 @@ class Objective:
     loss_weight: float
     penalty: Penalty
     kappa: float | None = None
-
-
-class Design:
-    """The design matrix W (d, m) that many rows share; read in tiles of samples, never modified.
-
-    ``gram`` is W W^T where it is known already (sample weights included), ``sample_weight`` (m,) the weight of
-    every sample in the loss, finite and >= 0; None for 1.
-    """
-
-    def __init__(
-        self, w: np.ndarray, gram: np.ndarray | None = None, sample_weight: np.ndarray | None = None
-    ) -> None:
-        self._w = w
-        self.d, self.m = w.shape
-        self.root_weight: np.ndarray | None = None
-        if sample_weight is not None:
-            weight = np.asarray(sample_weight, dtype=np.float64)
-            if weight.shape != (self.m,) or not np.isfinite(weight).all() or (weight < 0).any():
-                raise ValueError(f"sample_weight must be ({self.m},), finite and >= 0")
-            self.root_weight = np.sqrt(weight)
-        if gram is not None:
-            self.__dict__["gram"] = gram
-
-    def weighted(self, values: np.ndarray, samples: slice = slice(None)) -> np.ndarray:
-        """``values`` (k, m) at ``samples``, times the square roots of their weights: float64."""
-        taken = np.ascontiguousarray(values[:, samples], dtype=np.float64)
-        return taken if self.root_weight is None else taken * self.root_weight[samples]
-
-    def tiles(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Sample ranges and the weighted W restricted to them, as float64 (d, tile)."""
-        for start in range(0, self.m, SAMPLE_TILE):
-            samples = slice(start, min(start + SAMPLE_TILE, self.m))
-            yield samples, self.weighted(self._w, samples)
-
-    def restricted(self, features: np.ndarray) -> Design:
-        """The design of ``features`` (indices) alone, as float64 in memory."""
-        part = Design(self.dense(features))
-        if self.has_gram:
-            part.__dict__["gram"] = self.gram[np.ix_(features, features)]
-        return part
-
-    @cached_property
-    def gram(self) -> np.ndarray:
-        """G = W W^T, (d, d) float64."""
-        total = np.zeros((self.d, self.d))
-        for _, tile in self.tiles():
-            total += tile @ tile.T
-        return total
-
-    @property
-    def has_gram(self) -> bool:
-        """Whether G has been computed or given."""
-        return "gram" in self.__dict__
-
-    def rough_correlation(self, vectors: np.ndarray) -> np.ndarray:
-        """W vectors^T for ``vectors`` (r, m) in the precision W is stored in: (d, r) in that type, one reading of W.
-
-        Off by at most ``rough_error`` ||W_j|| ||vector||. Each vector goes in with norm 1, so that units do not
-        leave the range of that type, and comes out with its own.
-        """
-        kind = self._w.dtype if self._w.dtype.kind == "f" else np.dtype(np.float64)
-        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        unit = vectors / np.where(norms > 0, norms, 1.0)[:, None]
-        if self.root_weight is not None:
-            unit = unit * self.root_weight
-        return (self._w @ unit.T.astype(kind)) * norms
-
-    @property
-    def rough_error(self) -> float:
-        """Relative error of :meth:`rough_correlation`: a generous multiple of its type's rounding."""
-        kind = self._w.dtype if self._w.dtype.kind == "f" else np.dtype(np.float64)
-        return 64.0 * float(np.finfo(kind).eps)
-
-    def known_gram(self, features: np.ndarray) -> np.ndarray | None:
-        """G restricted to ``features`` (d,) bool if G has been computed, else None."""
-        if not self.has_gram:
-            return None
-        return self.gram if features.all() else self.gram[np.ix_(features, features)]
-
-    @cached_property
-    def dead(self) -> np.ndarray:
-        """Features that are zero on every sample, (d,) bool."""
-        if self.has_gram:
-            return np.asarray(np.diag(self.gram) == 0.0)
-        counted = slice(None) if self.root_weight is None else self.root_weight > 0
-        return ~np.any(self._w[:, counted], axis=1)
-
-    @cached_property
-    def squares(self) -> np.ndarray:
-        """||W_j||^2 of every feature, (d,)."""
-        if self.has_gram:
-            return np.array(np.diag(self.gram))
-        total = np.zeros(self.d)
-        for _, tile in self.tiles():
-            total += np.einsum("ij,ij->i", tile, tile)
-        return total
-
-    def dense(self, features: np.ndarray) -> np.ndarray:
-        """The rows ``features`` (indices or mask) of the weighted W as one float64 array."""
-        return self.weighted(self._w[features])
 
 
 @dataclass(frozen=True)
@@ -263,13 +158,6 @@ class RowSet:
     def row_space(self, features: np.ndarray, ridge: float = 0.0) -> RowSpace:
         """The row space of ``features`` (d,) bool, from the Gram matrix where that is known and accurate enough."""
         return row_space(self.design.dense(features), ridge, self.design.known_gram(features))
-
-
-def outputs(w: np.ndarray, tile: np.ndarray) -> np.ndarray:
-    """``w`` (r, d) times ``tile`` (d, k), by the non-zeros of ``w`` where they are few: (r, k)."""
-    if np.count_nonzero(w) * _SPARSE < w.size:
-        return np.asarray(sparse.csr_array(w) @ tile)
-    return w @ tile
 
 
 def primal_values(rows: RowSet, w: np.ndarray, residual_norms: np.ndarray) -> np.ndarray:

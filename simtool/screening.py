@@ -39,9 +39,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from simtool.certificate import _PROJECTION_LIMIT, KAPPA_SLACK, Certificates, _one_pass, _projected, certify
+from simtool.design import SAMPLE_TILE
 from simtool.dual_bound import BoxedDualBound, DualBound
 from simtool.penalty import Penalty
-from simtool.problem import SAMPLE_TILE, RowSet
+from simtool.problem import RowSet
 
 _EPS = float(np.finfo(float).eps)
 

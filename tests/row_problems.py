@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from simtool.design import Design
 from simtool.penalty import Penalty
-from simtool.problem import Design, Objective, RowSet
+from simtool.problem import Objective, RowSet
 
 PENALTIES = {
     "none": Penalty(),

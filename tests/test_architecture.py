@@ -22,12 +22,22 @@ ALLOWED: dict[str, set[str]] = {
     # the mathematics, in the order of its arrows
     "penalty": set(),
     "row_space": set(),
-    "problem": {"penalty", "row_space"},
+    "design": set(),
+    "problem": {"design", "penalty", "row_space"},
     "dual_bound": {"penalty"},
     "certificate": {"penalty", "dual_bound", "row_space", "problem"},
     "equality": {"certificate", "problem"},
-    "screening": {"penalty", "dual_bound", "problem", "certificate"},
-    "solvers": {"penalty", "row_space", "screening", "dual_bound", "problem", "certificate", "equality"},
+    "screening": {"penalty", "dual_bound", "design", "problem", "certificate"},
+    "solvers": {
+        "penalty",
+        "row_space",
+        "design",
+        "screening",
+        "dual_bound",
+        "problem",
+        "certificate",
+        "equality",
+    },
     # the infrastructure
     "hdf5": set(),
     "states": {"hdf5"},
@@ -38,13 +48,13 @@ ALLOWED: dict[str, set[str]] = {
     "engines": set(),
     # above both
     "stages": {
-        *("penalty", "dual_bound", "problem", "certificate", "equality", "screening", "solvers"),
+        *("penalty", "dual_bound", "design", "problem", "certificate", "equality", "screening", "solvers"),
         *("hdf5", "states", "data", "model", "networks", "rescale", "engines"),
     },
     "report": {"model", "networks", "stages", "hdf5"},
     # measures all of it; nothing imports it but the command line
     "bench": {
-        *("penalty", "row_space", "problem", "certificate", "solvers"),
+        *("penalty", "row_space", "design", "problem", "certificate", "solvers"),
         *("stages", "states", "data", "networks", "model"),
     },
     "cli": {"stages", "report", "networks", "model", "demo", "bench"},

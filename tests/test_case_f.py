@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from simtool.certificate import certify
+from simtool.design import Design
 from simtool.model import load_model
 from simtool.networks import NetworkSpec
-from simtool.problem import Design, RowSet
+from simtool.problem import RowSet
 from simtool.report import evaluate
 from simtool.solvers import conic
 from simtool.stages.extract import extract

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from row_problems import PENALTIES, make_rows, row_sets
 
 from simtool.certificate import DUALITY_GAP, NORMAL_EQUATIONS, certify
+from simtool.design import Design
 from simtool.dual_bound import DualBound
-from simtool.problem import Design, Objective, RowSet, primal_values
+from simtool.problem import Objective, RowSet, primal_values
 from simtool.solvers import native
 from simtool.solvers.feasible import restore_feasibility
 

@@ -15,7 +15,8 @@ logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 {before}
 import numpy as np
 from simtool.penalty import Penalty
-from simtool.problem import Design, Objective, RowSet
+from simtool.design import Design
+from simtool.problem import Objective, RowSet
 from simtool.solvers.warm import warm
 warm("native")
 from simtool.certificate import certify

@@ -18,10 +18,11 @@ from row_problems import PENALTIES, make_rows
 
 from simtool.certificate import SOLVER_GAP, certify
 from simtool.cli import main
+from simtool.design import Design
 from simtool.errors import InputError, OptionError, SimtoolError, SpecChanged
 from simtool.model import load_model
 from simtool.penalty import Penalty
-from simtool.problem import Design, Objective, RowSet
+from simtool.problem import Objective, RowSet
 from simtool.solvers import native
 from simtool.solvers.backends import CLARABEL, SCS
 from simtool.solvers.custom import objective, proof, solve

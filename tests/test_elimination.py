@@ -357,8 +357,9 @@ def test_a_gap_of_a_percent_already_eliminates_most_of_case_f(
     case_f: dict[str, Path], fashion: str, tmp_path: Path
 ) -> None:
     """How much a rough row proves, by kappa: nearly all where the ball is small, a third where it hardly binds."""
+    from simtool.design import Design
     from simtool.penalty import Penalty
-    from simtool.problem import Design, Objective, RowSet
+    from simtool.problem import Objective, RowSet
     from simtool.screening import inactive
     from simtool.stages.extract import extract
 

@@ -19,11 +19,12 @@ from scipy.optimize import linprog
 
 from simtool.certificate import EQUALITY
 from simtool.cli import main
+from simtool.design import Design
 from simtool.equality import MATCH_TOLERANCE, certify_equality, mismatch
 from simtool.errors import OptionError
 from simtool.model import load_model
 from simtool.penalty import Penalty
-from simtool.problem import Design, Objective, RowSet
+from simtool.problem import Objective, RowSet
 from simtool.solvers import exact
 from simtool.solvers.backends import CLARABEL, SCS
 from simtool.stages.sparsify.answer import Task, answer

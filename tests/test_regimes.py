@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from row_problems import PENALTIES, make_rows, row_sets
 
 from simtool.certificate import certify
+from simtool.design import Design
 from simtool.penalty import Penalty
-from simtool.problem import Design, Objective, RowSet
+from simtool.problem import Objective, RowSet
 from simtool.row_space import ApartSpace, GramSpace, SingularSpace, row_space
 from simtool.solvers import native, regime, working_set
 from simtool.solvers.elimination import Elimination, SharedGram, solve_rows
@@ -34,8 +35,19 @@ def _cold(rows: RowSet) -> np.ndarray:
 def _everything_at_once(rows: RowSet) -> np.ndarray:
     """Working sets that take in every feature that pays: no selection."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(working_set, "_FIRST", 10**6)
-        patch.setattr(working_set, "_LEAST_NEW", 10**6)
+        for name in ("_GUESSED", "_WANTED", "_POOL"):
+            patch.setattr(working_set, name, 10**6)
+        return working_set.solve(rows, 1e-6)
+
+
+def _guessed(rows: RowSet) -> np.ndarray:
+    """Working sets that begin with a sample of the samples, however few there are; one feature at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simtool.design._SAMPLE_STEP", 2)
+        patch.setattr("simtool.design._SAMPLE_LEAST", 1)
+        for name in ("_GUESSED", "_WANTED"):
+            patch.setattr(working_set, name, 1)
+        patch.setattr(working_set, "_POOL", 3)
         return working_set.solve(rows, 1e-6)
 
 
@@ -50,6 +62,8 @@ WAYS: dict[str, Callable[[RowSet], np.ndarray]] = {
     "on the Gram matrix": _on_gram,
     "on working sets": lambda rows: working_set.solve(rows, 1e-6),
     "cold working sets": _cold,
+    "working sets without screening": lambda rows: working_set.solve(rows, 1e-6, screening=False),
+    "working sets guessed on half of the samples": _guessed,
     "no selection": _everything_at_once,
     "by singular values": _by_singular_values,
 }

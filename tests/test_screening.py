@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from row_problems import PENALTIES, make_rows, row_sets
 
 from simtool.certificate import certify
+from simtool.design import Design
 from simtool.penalty import Penalty
-from simtool.problem import Design, Objective, RowSet
+from simtool.problem import Objective, RowSet
 from simtool.screening import inactive, screen
 from simtool.solvers import conic, native
 from simtool.solvers.feasible import restore_feasibility

@@ -124,8 +124,8 @@ def test_cholesky_grows_and_shrinks_exactly(seed: int, size: int) -> None:
             cholesky.delete(factor, len(kept), position)
             del kept[position]
     k = len(kept)
-    lower = np.tril(factor[:k, :k])
-    np.testing.assert_allclose(lower @ lower.T, h[np.ix_(kept, kept)], rtol=1e-9, atol=1e-9)
+    upper = np.triu(factor[:k, :k])
+    np.testing.assert_allclose(upper.T @ upper, h[np.ix_(kept, kept)], rtol=1e-9, atol=1e-9)
     out = np.zeros(k)
     right = rng.standard_normal(k)
     cholesky.solve(factor, k, right, out)

@@ -152,7 +152,8 @@ def test_stored_certificates_can_be_recomputed_from_the_model(
     digits: dict[str, Path], tmp_path: Path, structure: str
 ) -> None:
     """The model alone, with the states, gives the same proof: nothing was changed after it."""
-    from simtool.problem import Design, RowSet
+    from simtool.design import Design
+    from simtool.problem import RowSet
     from simtool.states import open_states
 
     sparsify(digits["states"], tmp_path / "run", SparsifyOptions(structure=structure), engine="serial")
@@ -181,7 +182,8 @@ def test_stored_certificates_can_be_recomputed_from_the_model(
             1e-6,
         )
         assert again.certified.all()
-        np.testing.assert_allclose(again.primal, table.primal[rows], rtol=1e-10)
+        # A row that fits exactly leaves rounding alone, and that depends on which rows share a product.
+        np.testing.assert_allclose(again.primal, table.primal[rows], rtol=1e-10, atol=1e-15)
 
 
 def test_free_rows_never_use_their_own_state(digits: dict[str, Path], tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ import numpy as np
 from simtool.bench.networks import NETWORK
 from simtool.blocks import Block, lipschitz, to_json
 from simtool.data import open_data
+from simtool.design import SAMPLE_TILE, Design
 from simtool.errors import InputError
 from simtool.networks import NetworkSpec
-from simtool.problem import SAMPLE_TILE, Design, RowSet
+from simtool.problem import RowSet
 from simtool.stages.extract import extract
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of, resolve
 from simtool.stages.sparsify.structure import FULL, RowGroup

@@ -90,8 +90,9 @@ def _first_row() -> dict[str, Any]:
     import numpy as np
 
     from simtool.certificate import certify
+    from simtool.design import Design
     from simtool.penalty import Penalty
-    from simtool.problem import Design, Objective, RowSet
+    from simtool.problem import Objective, RowSet
     from simtool.solvers import get
 
     w = np.maximum(np.random.default_rng(0).standard_normal((200, 500)), 0.0).astype(np.float32)

@@ -11,8 +11,9 @@ import numpy as np
 from simtool.bench.arrays import Task, Workload
 from simtool.bench.cases import ConvCase
 from simtool.data import open_data
+from simtool.design import Design
 from simtool.penalty import Penalty
-from simtool.problem import Design, Objective, RowSet
+from simtool.problem import Objective, RowSet
 
 _KERNEL = 5
 _TERMS, _NOISE = 20, 0.1

@@ -207,7 +207,7 @@ def _warm(package: str) -> None:
 
 def _tiny(rows: RowSet) -> RowSet:
     """The same kind of problem with three features, to compile a solver's kernels on."""
-    from simtool.problem import Design
+    from simtool.design import Design
 
     w = np.eye(3, 4, dtype=np.float32)
     return RowSet(Design(w), w[:1] + w[1:2], rows.objective, np.full(3, bool(rows.constrained.any())))

@@ -194,6 +194,10 @@ def _line(
         reached = peer.to_ours
         if reached is None:
             note = peer.reason or "the peer failed"
+        elif peer.reason is not None:
+            # Its time for a worse answer bounds the factor from below, so it can meet the promise, not break it.
+            note = f"{promise.against} is {peer.reason}, gap {peer.gap:.0e}: the factor is a lower bound"
+            reached = reached if reached >= promise.least else None
     elif promise.unit == cases.ROW:
         reached = 1e3 * measured.row
     else:

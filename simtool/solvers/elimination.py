@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simtool.penalty import Penalty
-from simtool.problem import RowSet, outputs
+from simtool.problem import RowSet
 from simtool.row_space import RowSpace
 from simtool.solvers.feasible import restore_feasibility
 
@@ -156,8 +156,8 @@ class Elimination:
         if self._space is not None:
             left_over = np.array(self.rows.target())
             if self.pivoted.size and w.any():
-                for samples, tile in self.rows.design.tiles():
-                    left_over[:, samples] -= outputs(w, tile)
+                for part in self.rows.design.parts():
+                    left_over[:, part.samples] -= part.outputs(w)
             w[:, self.smooth] = self._space.coefficients(left_over)
         return w
 

@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from simtool.solvers import cholesky
+from simtool.solvers import cholesky, gradients
 from simtool.solvers.compiling import compiled
 
 SOLVED, OUT_OF_PIVOTS = 0, 1
@@ -27,7 +27,10 @@ SOLVED, OUT_OF_PIVOTS = 0, 1
 _OUT, _HELD = -1, -2
 
 _RIDGE = 1e-11
+# Rows a power of two apart would fall on the same lines of the cache.
+_PADDING = 8
 _REFINEMENTS = 40
+_ROUGH = 10.0
 # Correlations are known to this fraction of 2 L ||z|| max_j ||W_j||.
 _ROUNDING = 1e-14
 
@@ -55,19 +58,6 @@ def _leave(factor, active, sign, beyond, place, k, position):
         active[i], sign[i], beyond[i] = active[i + 1], sign[i + 1], beyond[i + 1]
         place[active[i]] = i
     return k - 1
-
-
-@compiled
-def _gradients(gram, b, two_l, w, active, k, held, h, at, count, out):
-    """out[i] = 2 L (b - G w)_{at[i]} for i < ``count``; ``w`` is non-zero on active[:k] and held[:h] only."""
-    for i in range(count):
-        row = gram[at[i]]
-        total = 0.0
-        for j in range(k):
-            total += row[active[j]] * w[active[j]]
-        for j in range(h):
-            total += row[held[j]] * w[held[j]]
-        out[i] = two_l * (b[at[i]] - total)
 
 
 @compiled
@@ -119,15 +109,15 @@ def solve_row(
         if start[j] != 0.0:
             used += 1
     capacity = min(d, max(64, used))
-    factor = np.empty((capacity, capacity))
-    integers = np.empty((4, d), np.int64)
-    active, held, place, everything = integers[0], integers[1], integers[2], integers[3]
+    factor = np.empty((capacity, capacity + _PADDING))
+    integers = np.empty((3, d), np.int64)
+    active, held, place = integers[0], integers[1], integers[2]
     floats = np.empty((7, d))
     sign, column, c, step = floats[0], floats[1], floats[2], floats[3]
     tilt, direction, v = floats[4], floats[5], floats[6]
     beyond = np.empty(d, np.bool_)
     for j in range(d):
-        place[j], everything[j] = _OUT, j
+        place[j] = _OUT
     largest = 0.0
     for j in range(d):
         if lower[j] < upper[j]:
@@ -156,22 +146,26 @@ def solve_row(
                 k = _enter(gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j, s, outer)
     ball = has_ball and norm >= kappa * (1.0 - 1e-12)
     pivots = zero
+    # Until no feature pays, faces are met by one step, and what is left of the pull ``c`` follows from that step;
+    # the last face is refined, with ``c`` from G each time.
+    final = k > 0
     while pivots < max_pivots:
         # --- to the minimiser of the current face -------------------------------------------------------
         settled = k == 0
+        final = final or settled
         refinements = zero
         previous = math.inf
         while not settled and pivots < max_pivots:
-            _gradients(gram, b, two_l, w, active, k, held, h, active, k, c)
+            if final:
+                gradients.gradient_on_face(gram, b, two_l, w, active, k, held, h, v, c)
+                gradients.pull(c, k, active, sign, beyond, inside, w, slope, lam2, knee, mu)
             norm = 0.0
             members = zero
             for i in range(k):
-                j = active[i]
-                c[i] -= slope * sign[i]
-                if beyond[i]:
-                    c[i] -= 2.0 * lam2 * (w[j] - knee * sign[i])
-                if inside[j]:
-                    norm += abs(w[j])
+                tilt[i] = 0.0
+                if inside[active[i]]:
+                    norm += abs(w[active[i]])
+                    tilt[i] = sign[i]
                     members += 1
             for i in range(h):
                 if inside[held[i]]:
@@ -179,11 +173,6 @@ def solve_row(
             if ball and members == 0:
                 ball = False
                 mu = 0.0
-            if ball:
-                # Solving for the change of mu, not for mu, keeps refinement accurate where H alone is singular.
-                for i in range(k):
-                    tilt[i] = sign[i] if inside[active[i]] else 0.0
-                    c[i] -= mu * tilt[i]
             worst = 0.0
             for i in range(k):
                 worst = max(worst, abs(c[i]))
@@ -196,9 +185,11 @@ def solve_row(
                     along += tilt[i] * step[i]
                     curvature += tilt[i] * direction[i]
                 change = (along - (kappa - norm)) / curvature
+                # Solving for the change of mu, not for mu, keeps refinement accurate where H alone is singular.
                 mu += change
                 for i in range(k):
                     step[i] -= change * direction[i]
+                    c[i] -= change * tilt[i]
             # Longest step up to the first breakpoint.
             alpha = 1.0
             blocker = zero - 1
@@ -254,12 +245,15 @@ def solve_row(
                             held[h], place[j] = j, _HELD
                             h += 1
                         for t in range(i, k):
-                            step[t] = step[t + 1]
+                            step[t], c[t] = step[t + 1], c[t + 1]
                     i -= 1
                 settled = k == 0
                 continue
             for i in range(k):
-                w[active[i]] += alpha * step[i]
+                j = active[i]
+                w[j] += alpha * step[i]
+                # H step = c, and H holds the ridge.
+                c[i] = (1.0 - alpha) * c[i] + alpha * _RIDGE * two_l * gram[j, j] * step[i]
             if hits_ball:
                 ball = True
                 mu = 0.0
@@ -269,6 +263,9 @@ def solve_row(
             if blocker >= 0:
                 j = active[blocker]
                 s = sign[blocker]
+                quadratic, pull = not beyond[blocker], c[blocker]
+                for t in range(blocker, k - 1):
+                    c[t] = c[t + 1]
                 if to_zero:
                     w[j] = 0.0
                     k = _leave(factor, active, sign, beyond, place, k, blocker)
@@ -279,8 +276,8 @@ def solve_row(
                     h += 1
                 else:
                     w[j] = knee * s
-                    quadratic = not beyond[blocker]
                     k = _leave(factor, active, sign, beyond, place, k, blocker)
+                    c[k] = pull
                     k = _enter(
                         gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j, s, quadratic
                     )
@@ -288,9 +285,13 @@ def solve_row(
                 previous = math.inf
                 settled = k == 0
                 continue
-            # A full step: at the minimiser but for the ridge and rounding, which further steps take off.
+            # A full step: at the minimiser but for the ridge and rounding, which further steps take off. They are
+            # left for later as long as other features pay, which one step tells.
             refinements += 1
-            if refinements > 1 and (
+            if not final:
+                settled = not ball or mu >= 0.0
+                final = not settled
+            elif refinements > 1 and (
                 worst <= rounding or worst > 0.5 * previous or refinements > _REFINEMENTS
             ):
                 settled = True
@@ -307,7 +308,7 @@ def solve_row(
         if k == 0:
             ball = False
         mu = max(mu, 0.0) if ball else 0.0
-        _gradients(gram, b, two_l, w, active, k, held, h, everything, d, v)
+        gradients.gradient(gram, b, two_l, w, active, k, held, h, v)
         fitted = 0.0
         paid = 0.0
         for i in range(k + h):
@@ -323,6 +324,13 @@ def solve_row(
             slack = max(slack, 0.02 * tolerance * slope)
         elif has_ball:
             slack = max(slack, 0.02 * tolerance * primal / kappa)
+        if not final:
+            # Who pays, must pay more than the face itself is off by.
+            for i in range(k):
+                c[i] = v[active[i]]
+            gradients.pull(c, k, active, sign, beyond, inside, w, slope, lam2, knee, mu)
+            for i in range(k):
+                slack = max(slack, _ROUGH * abs(c[i]))
         found = zero
         for j in range(d):
             if place[j] >= 0:
@@ -342,15 +350,19 @@ def solve_row(
                 active[k + found] = j
                 found += 1
         if found == 0:
-            return w, mu, pivots, SOLVED
+            if final:
+                return w, mu, pivots, SOLVED
+            final = True
+            continue
+        final = False
         # More features than samples plus the ball are dependent: beyond that, one at a time.
         batch = min(found, max(4, k // 4), max(1, samples + 1 - k))
         _most(column, active, k, found, batch)
         if k + batch > capacity:
             capacity = min(d, max(2 * capacity, k + batch))
-            grown = np.empty((capacity, capacity))
+            grown = np.empty((capacity, capacity + _PADDING))
             for i in range(k):
-                for t in range(i + 1):
+                for t in range(i, k):
                     grown[i, t] = factor[i, t]
             factor = grown
         for _ in range(batch):
@@ -367,4 +379,7 @@ def solve_row(
                 s = 1.0 if v[j] > 0.0 else -1.0
                 outer = always_quadratic
             k = _enter(gram, two_l, lam2, factor, column, active, sign, beyond, place, k, j, s, outer)
+        for i in range(k):
+            c[i] = v[active[i]]
+        gradients.pull(c, k, active, sign, beyond, inside, w, slope, lam2, knee, mu)
     return w, mu, pivots, OUT_OF_PIVOTS

@@ -1,59 +1,86 @@
 """Rows without a shared Gram matrix: d far above m, or too large for memory.
 
 Every row keeps a working set of features with a small Gram matrix of its own, which the compiled kernel solves. A
-block of rows then shares one product of W with all their residuals, in the precision the states are stored in; it
-says which other features pay, and those it is not sure of are asked again in float64. A row is finished when no
-feature outside its working set pays more than the certificate can bear.
+block of rows shares one product of W with all their residuals, in the precision the states are stored in; it says
+which other features may pay. The best of them are a row's pool: it takes from the pool what pays in float64, solves,
+and asks the pool again, until that is exhausted. First on a sample of the samples, where a product costs a fraction,
+and what is taken is only a guess; then on all of them, until no feature outside the working set pays more than the
+certificate can bear. A row whose gap proves that only a pool of features can be in its solution is finished there.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from simtool.dual_bound import DualBound
 from simtool.problem import RowSet
+from simtool.screening import screen
 from simtool.solvers.elimination import Elimination
 from simtool.solvers.face import solve_reduced
+from simtool.solvers.pursuit import pursue
 
-BLOCK = 64
-_FIRST = 64
-_LEAST_NEW = 32
-_CHUNK = 512
+# Rows that share a product: many, unless their working sets would take more memory than a Gram matrix.
+_MOST_ROWS, _LEAST_ROWS, _NUMBERS = 64, 8, 2**17
+_CAPACITY = 128
+_POOL, _LAST_POOL = 128, 512
+_GUESSED, _WANTED = 32, 16  # features taken at a time
+# The pool also holds features this near to paying: they are the next to do so.
+_NEAR = 0.9
+# Without a slope the multiplier of kappa is the threshold, and before the first solve nothing knows it.
+_FIRST_THRESHOLD = 0.5
+# Screening is tried where no feature exceeds its threshold by more: only a small gap eliminates many.
+_NEARLY_SOLVED = 1.5
 # A violation this small, relative to the tolerance, costs the certificate a fraction of it.
 _SLACK = 0.1
 _ROUNDING = 1e-14
 
 
-def solve(rows: RowSet, tolerance: float) -> np.ndarray:
-    """Coefficients (r, d) of all rows, to be certified at ``tolerance``."""
+def solve(rows: RowSet, tolerance: float, *, sample: bool = True, screening: bool = True) -> np.ndarray:
+    """Coefficients (r, d) of all rows, to be certified at ``tolerance``; ``sample`` and ``screening`` switch both off."""
     elimination = Elimination(rows)
     w = np.zeros((rows.count, rows.design.d))
     if elimination.pivoted.size:
         targets = rows.target()
         shrunk = elimination.shrink(targets)
         squares = np.maximum(np.einsum("ij,ij->i", targets, shrunk), 0.0)
-        for start in range(0, rows.count, BLOCK):
+        size = min(rows.count, max(_LEAST_ROWS, min(_MOST_ROWS, _NUMBERS // rows.design.m)))
+        memory = np.empty((size, _CAPACITY, rows.design.m))  # every block's in turn
+        for start in range(0, rows.count, size):
             block = [
-                _WorkingSet(elimination, i, shrunk[i], float(squares[i]), tolerance)
-                for i in range(start, min(start + BLOCK, rows.count))
+                _WorkingSet(elimination, i, shrunk[i], float(squares[i]), tolerance, memory[i - start])
+                for i in range(start, min(start + size, rows.count))
             ]
-            _solve_block(rows, block)
+            if sample:
+                _guess(rows, block)
+            _solve_block(rows, block, screening)
             for row in block:
                 w[row.index, row.members] = row.w
     return elimination.complete(w)
 
 
-def _solve_block(rows: RowSet, block: list[_WorkingSet]) -> None:
+def _guess(rows: RowSet, block: list[_WorkingSet]) -> None:
+    """Take what pays on a sample of the samples, where there are enough of them."""
+    sample = rows.design.sample
+    if sample is None:
+        return
+    features, step = sample
+    unfinished = block
+    while unfinished:
+        residuals = np.array([row.residual[::step] for row in unfinished], dtype=features.dtype)
+        rough = np.ascontiguousarray((features @ residuals.T).T) * features.dtype.type(step)
+        unfinished = [
+            row for row, found in zip(unfinished, rough, strict=True) if row.guess(found, features, step)
+        ]
+
+
+def _solve_block(rows: RowSet, block: list[_WorkingSet], screening: bool) -> None:
     """Grow and solve the working sets of ``block`` until no row finds another feature that pays."""
     unfinished = block
     while unfinished:
         rough = rows.design.rough_correlation(np.array([row.residual for row in unfinished]))
-        growing = []
-        for i, row in enumerate(unfinished):
-            found = row.find(rough[:, i])
-            if found.size:
-                row.grow(found)
-                growing.append(row)
-        unfinished = growing
+        unfinished = [
+            row for row, found in zip(unfinished, rough, strict=True) if row.extend(found, screening)
+        ]
 
 
 class _WorkingSet:
@@ -67,49 +94,171 @@ class _WorkingSet:
     """
 
     def __init__(
-        self, elimination: Elimination, index: int, target: np.ndarray, square: float, tolerance: float
+        self,
+        elimination: Elimination,
+        index: int,
+        target: np.ndarray,
+        square: float,
+        tolerance: float,
+        memory: np.ndarray,
     ) -> None:
         self._elimination, self.index = elimination, index
         self._target, self._square, self._tolerance = target, square, tolerance
         self._rows = elimination.rows
         self._two_l = 2.0 * self._rows.objective.loss_weight
-        self._norms = np.sqrt(self._rows.design.squares)
+        self._held = memory  # W of the members, in its first rows
         self._gram = np.zeros((0, 0))
         self._correlation = np.zeros(0)
         self._alive = np.zeros(0, dtype=bool)
         self._multiplier = 0.0
+        self._outside = np.ones(self._rows.design.d, dtype=bool)
         self.members = np.zeros(0, dtype=np.int64)
         self.w = np.zeros(0)
         self.residual = target
 
-    def find(self, rough: np.ndarray) -> np.ndarray:
-        """The features that pay most among those outside the set; ``rough`` (d,) is nearly W residual."""
-        design, two_l = self._rows.design, self._two_l
-        threshold = self._rows.objective.penalty.slope + self._multiplier * self._elimination.inside
-        margin = design.rough_error * float(np.sqrt(self.residual @ self.residual)) * self._norms
-        size = np.abs(rough)
-        candidates = np.flatnonzero(size > threshold / two_l - margin)
-        candidates = candidates[~np.isin(candidates, self.members)]
-        enters = self._elimination.may_enter(self.index, rough[candidates], margin[candidates], candidates)
-        candidates = candidates[enters]
-        excess = two_l * size[candidates] - threshold[candidates]
-        wanted = max(_LEAST_NEW, np.count_nonzero(self.w) // 2) if self.members.size else _FIRST
-        slack = self._slack()
-        # Mostly the first chunk decides; a row whose features are all uncertain is looked through to the end.
-        step = wanted
-        while candidates.size:
-            order = np.argpartition(-excess, min(step, excess.size) - 1)
-            candidates, excess = candidates[order], excess[order]
-            best = np.argsort(-excess[:step], kind="stable")
-            chunk = candidates[:step][best]
-            candidates, excess = candidates[step:], excess[step:]
-            exact = two_l * (design.dense(chunk) @ self.residual)
-            pays = np.abs(exact) - threshold[chunk] > slack
-            pays &= self._elimination.may_enter(self.index, exact, np.zeros(chunk.size), chunk)
-            if pays.any():
-                return chunk[pays][:wanted]
-            step = _CHUNK
-        return candidates
+    def guess(self, rough: np.ndarray, features: np.ndarray, step: int) -> bool:
+        """Take what seems to pay, from the products ``rough`` (d,) with every ``step``-th sample alone.
+
+        ``features`` (d, m / step) are those samples. Returns whether there may be more.
+        """
+        over, threshold = self._excess(rough)
+        candidates = np.flatnonzero((over > (_NEAR - 1.0) * threshold) & self._outside)
+        if not np.any(over[candidates] > 0.0):
+            return False
+        pool = _largest(candidates, over, _POOL)
+        held = features[pool]
+        gram = (self._two_l * step) * (held @ held.T).astype(np.float64)
+        product = rough[pool].astype(np.float64)
+        chosen = pool[self._choose(pool, np.ones(pool.size, dtype=bool), product, gram, 0.0, _GUESSED)]
+        new = self._rows.design.dense(chosen)
+        pays = self._pays(chosen, new @ self.residual)
+        if pays.any():
+            self._grow(chosen[pays], new[pays])
+        return bool(pays.any())
+
+    def extend(self, rough: np.ndarray, screening: bool) -> bool:
+        """Take what pays; ``rough`` (d,) is nearly W residual. Returns whether another look at all features is needed."""
+        over, threshold = self._excess(rough)
+        margin = self._rows.design.rough_error * float(np.sqrt(self.residual @ self.residual))
+        spread = margin * self._rows.design.norms
+        uncertain = np.flatnonzero((over > -spread) & self._outside)
+        uncertain = uncertain[self._may_enter(uncertain, rough[uncertain], spread[uncertain])]
+        if not uncertain.size:
+            return False
+        if screening and not np.any(over[uncertain] > ((_NEARLY_SOLVED - 1.0) * threshold)[uncertain]):
+            left = self._screened(rough, margin)
+            if left.size <= _LAST_POOL:
+                self._exhaust(left)
+                return False
+        if uncertain.size < _POOL:
+            near = np.flatnonzero((over > (_NEAR - 1.0) * threshold) & self._outside)
+            pool = _largest(near, over, _POOL)
+            # All that are uncertain must be looked at before the row may be called solved.
+            pool = np.union1d(pool, uncertain)
+            return self._exhaust(pool)
+        order = np.argsort(-over[uncertain], kind="stable")
+        for start in range(0, order.size, _POOL):
+            if self._exhaust(uncertain[order[start : start + _POOL]]):
+                return True
+        return False
+
+    def _exhaust(self, pool: np.ndarray) -> bool:
+        """Take from ``pool`` until none of it pays; returns whether anything did."""
+        held = self._rows.design.dense(pool)
+        gram, grown = None, False
+        left = np.ones(pool.size, dtype=bool)
+        while left.any():
+            product = held @ self.residual
+            pays = left & self._pays(pool, product)
+            if not pays.any():
+                break
+            if gram is None:
+                gram = self._two_l * self._inner_products(pool, held)
+            chosen = self._choose(pool, pays, product, gram, self._slack(), _WANTED)
+            left[chosen] = False
+            self._grow(pool[chosen], held[chosen])
+            grown = True
+        return grown
+
+    def _inner_products(self, pool: np.ndarray, held: np.ndarray) -> np.ndarray:
+        """Those of the pool's features, nearly: they only decide what is taken first."""
+        sample = self._rows.design.sample
+        if sample is None:
+            return held @ held.T
+        features, step = sample
+        part = features[pool]
+        gram = step * (part @ part.T).astype(np.float64)
+        np.fill_diagonal(gram, self._rows.design.squares[pool])
+        return gram
+
+    def _choose(
+        self,
+        pool: np.ndarray,
+        left: np.ndarray,
+        product: np.ndarray,
+        gram: np.ndarray,
+        slack: float,
+        wanted: int,
+    ) -> np.ndarray:
+        gradient = self._two_l * product
+        threshold = self._threshold(pool)
+        if not self.members.size and not threshold.any():
+            threshold = np.full(pool.size, _FIRST_THRESHOLD * np.abs(gradient).max())
+        usable = left & self._may_enter(pool, product, np.zeros(pool.size))
+        return np.asarray(pursue(gram, gradient, np.where(usable, threshold + slack, np.inf), wanted))
+
+    def _threshold(self, features: np.ndarray) -> np.ndarray:
+        """What the gradients of ``features`` must exceed."""
+        return self._rows.objective.penalty.slope + self._multiplier * self._elimination.inside[features]
+
+    def _excess(self, rough: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """By how much products (d,) exceed what they must, (d,), and what that is: one number, or (d,)."""
+        inside = self._elimination.inside
+        threshold = np.asarray(self._rows.objective.penalty.slope / self._two_l, dtype=rough.dtype)
+        if self._multiplier > 0.0:
+            held = rough.dtype.type(self._multiplier / self._two_l)
+            threshold = threshold + (held if inside.all() else held * inside)
+        return np.abs(rough) - threshold, np.broadcast_to(threshold, rough.shape)
+
+    def _may_enter(self, features: np.ndarray, product: np.ndarray, error: np.ndarray) -> np.ndarray:
+        return self._elimination.may_enter(self.index, product, error, features)
+
+    def _pays(self, features: np.ndarray, product: np.ndarray) -> np.ndarray:
+        """Which of ``features`` with the exact ``product`` (k,) = W residual lower the objective noticeably."""
+        excess = self._two_l * np.abs(product) - self._threshold(features)
+        return (excess > self._slack()) & self._may_enter(features, product, np.zeros(features.size))
+
+    def _screened(self, rough: np.ndarray, margin: float) -> np.ndarray:
+        """Features outside the set that the gap of the current point does not prove inactive."""
+        rows, objective = self._rows, self._rows.objective
+        if rows.limited.any() or rows.allowed is not None or self._elimination.eliminates:
+            return np.flatnonzero(self._outside)
+        correlation = self._two_l * np.abs(rough.astype(np.float64))[None]
+        error = self._two_l * margin
+        fit = float(self.residual @ self.residual)
+        primal = objective.loss_weight * fit + float(objective.penalty.value(self.w).sum())
+        linear = self._two_l * float(self.residual @ self._target)
+        bound = DualBound(
+            np.array([linear]),
+            np.array([objective.loss_weight * fit]),
+            correlation + error * rows.design.norms,
+            rows.bounded,
+            objective.penalty,
+            objective.kappa,
+        )
+        dual, _ = bound.best()
+        rounding = _ROUNDING * rows.design.m * (abs(primal) + abs(linear))
+        inactive = screen(
+            correlation,
+            rows.design.norms,
+            primal - dual + rounding,
+            objective.penalty,
+            objective.kappa,
+            rows.bounded,
+            objective.loss_weight,
+            error=np.array([error]),
+        )[0]
+        return np.flatnonzero(~inactive & self._outside)
 
     def _slack(self) -> float:
         """The violation that may be left: a fraction of what the certificate allows."""
@@ -121,17 +270,18 @@ class _WorkingSet:
             primal = objective.loss_weight * fit + float(objective.penalty.value(self.w).sum())
             floor = 1e-2 * objective.loss_weight * reference
             scales.append(max(float(primal), floor) / objective.kappa)
-        largest = float(np.sqrt(reference * self._rows.design.squares.max(initial=0.0)))
+        largest = float(np.sqrt(reference) * self._rows.design.norms.max(initial=0.0))
         return max(_ROUNDING * self._two_l * largest, _SLACK * self._tolerance * min(scales, default=0.0))
 
-    def grow(self, found: np.ndarray) -> None:
-        """Take ``found`` into the set and solve it again, from where it stands."""
-        design, elimination = self._rows.design, self._elimination
-        new = design.dense(found)
+    def _grow(self, found: np.ndarray, new: np.ndarray) -> None:
+        """Take ``found``, with rows ``new`` (k, m) of W, into the set and solve it again, from where it stands."""
+        elimination = self._elimination
         shrunk = elimination.shrink(new)
         k = self.members.size
         self.members = np.concatenate([self.members, found])
-        everything = design.dense(self.members)
+        self._outside[found] = False
+        self._hold(k, new)
+        everything = self._held[: self.members.size]
         cross = shrunk @ everything.T
         gram = np.empty((self.members.size, self.members.size))
         gram[:k, :k] = self._gram
@@ -139,10 +289,24 @@ class _WorkingSet:
         gram[k:, k:] = (cross[:, k:] + cross[:, k:].T) / 2.0
         self._gram = gram
         self._correlation = np.concatenate([self._correlation, new @ self._target])
-        squares = np.einsum("ij,ij->i", new, new)
+        squares = self._rows.design.squares[found]
         self._alive = np.concatenate([self._alive, elimination.alive(np.diag(gram)[k:], squares)])
         start = np.concatenate([self.w, np.zeros(found.size)])
         row = elimination.row(self.index, self.members, gram, self._correlation, self._square, self._alive)
         self.w, self._multiplier = solve_reduced(row, self._tolerance, start)
         used = np.flatnonzero(self.w)
         self.residual = self._target - elimination.shrink((self.w[used] @ everything[used])[None])[0]
+
+    def _hold(self, k: int, new: np.ndarray) -> None:
+        if k + new.shape[0] > self._held.shape[0]:
+            larger = np.empty((max(2 * k, k + new.shape[0]), new.shape[1]))
+            larger[:k] = self._held[:k]
+            self._held = larger
+        self._held[k : k + new.shape[0]] = new
+
+
+def _largest(features: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` of ``features`` with the largest ``keys`` (d,), in no order."""
+    if features.size <= count:
+        return features
+    return features[np.argpartition(-keys[features], count - 1)[:count]]

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from simtool.certificate import KINDS
+from simtool.design import Design
 from simtool.engines.shards import write_bytes
 from simtool.errors import FormatError, InputError, OptionError, OutputError
 from simtool.model import load_model
 from simtool.penalty import Penalty
-from simtool.problem import Design, Objective, RowSet
+from simtool.problem import Objective, RowSet
 from simtool.stages.sparsify import constraints
 from simtool.stages.sparsify.answer import Answer, Task, answer, judge, statuses
 from simtool.stages.sparsify.elimination import kept_features

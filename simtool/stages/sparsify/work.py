@@ -13,8 +13,9 @@ import numpy as np
 
 from simtool.blocks import from_json
 from simtool.certificate import FIXED_SUPPORT, NORMAL_EQUATIONS
+from simtool.design import SAMPLE_TILE, Design
 from simtool.engines.shards import read_shard, write_shard
-from simtool.problem import SAMPLE_TILE, Design, RowSet
+from simtool.problem import RowSet
 from simtool.solvers import regime
 from simtool.stages.sparsify import constraints
 from simtool.stages.sparsify.answer import Task, answer

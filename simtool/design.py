@@ -1,0 +1,196 @@
+"""The design matrix that many rows share, and products with it.
+
+Sums over samples run in fixed tiles, in float64 whatever the states are stored in, so a result never depends on how
+much memory or how many processes a machine has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+from scipy import sparse
+
+SAMPLE_TILE = 4096
+# Of a larger design so many features are converted at a time: they stay in the cache.
+FEATURE_CHUNK = 1024
+# A sparse product pays below one non-zero in so many: its memory traffic costs more a number.
+_SPARSE = 12
+# Of the samples: every eighth, 128 to 512 in all.
+_SAMPLE_STEP, _SAMPLE_LEAST, _SAMPLE_MOST = 8, 128, 512
+
+
+class Design:
+    """The design matrix W (d, m) that many rows share; read in tiles of samples, never modified.
+
+    ``gram`` is W W^T where it is known already (sample weights included), ``sample_weight`` (m,) the weight of
+    every sample in the loss, finite and >= 0; None for 1.
+    """
+
+    def __init__(
+        self, w: np.ndarray, gram: np.ndarray | None = None, sample_weight: np.ndarray | None = None
+    ) -> None:
+        self._w = w
+        self.d, self.m = w.shape
+        self.root_weight: np.ndarray | None = None
+        if sample_weight is not None:
+            weight = np.asarray(sample_weight, dtype=np.float64)
+            if weight.shape != (self.m,) or not np.isfinite(weight).all() or (weight < 0).any():
+                raise ValueError(f"sample_weight must be ({self.m},), finite and >= 0")
+            self.root_weight = np.sqrt(weight)
+        if gram is not None:
+            self.__dict__["gram"] = gram
+
+    def weighted(self, values: np.ndarray, samples: slice = slice(None)) -> np.ndarray:
+        """``values`` (k, m) at ``samples``, times the square roots of their weights: float64."""
+        taken = np.ascontiguousarray(values[:, samples], dtype=np.float64)
+        return taken if self.root_weight is None else taken * self.root_weight[samples]
+
+    def parts(self) -> Iterator[Part]:
+        """The weighted W in ranges of samples, for products with many rows."""
+        for samples in self._sample_tiles():
+            yield Part(self, samples)
+
+    def tiles(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Sample ranges and the weighted W restricted to them, as float64 (d, tile)."""
+        for samples in self._sample_tiles():
+            yield samples, self.weighted(self._w, samples)
+
+    def _sample_tiles(self) -> Iterator[slice]:
+        for start in range(0, self.m, SAMPLE_TILE):
+            yield slice(start, min(start + SAMPLE_TILE, self.m))
+
+    def restricted(self, features: np.ndarray) -> Design:
+        """The design of ``features`` (indices) alone, as float64 in memory."""
+        part = Design(self.dense(features))
+        if self.has_gram:
+            part.__dict__["gram"] = self.gram[np.ix_(features, features)]
+        return part
+
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """G = W W^T, (d, d) float64."""
+        total = np.zeros((self.d, self.d))
+        for _, tile in self.tiles():
+            total += tile @ tile.T
+        return total
+
+    @property
+    def has_gram(self) -> bool:
+        """Whether G has been computed or given."""
+        return "gram" in self.__dict__
+
+    def rough_correlation(self, vectors: np.ndarray) -> np.ndarray:
+        """vectors W^T for ``vectors`` (r, m) in the precision W is stored in: (r, d) in that type, one reading of W.
+
+        Off by at most ``rough_error`` ||W_j|| ||vector||. Each vector goes in with norm 1, so that units do not
+        leave the range of that type, and comes out with its own.
+        """
+        kind = self._w.dtype if self._w.dtype.kind == "f" else np.dtype(np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        unit = vectors / np.where(norms > 0, norms, 1.0)[:, None]
+        if self.root_weight is not None:
+            unit = unit * self.root_weight
+        # This way round few vectors cost less.
+        return np.ascontiguousarray((self._w @ unit.T.astype(kind)).T) * norms.astype(kind)[:, None]
+
+    @property
+    def rough_error(self) -> float:
+        """Relative error of :meth:`rough_correlation`: a generous multiple of its type's rounding."""
+        kind = self._w.dtype if self._w.dtype.kind == "f" else np.dtype(np.float64)
+        return 64.0 * float(np.finfo(kind).eps)
+
+    def known_gram(self, features: np.ndarray) -> np.ndarray | None:
+        """G restricted to ``features`` (d,) bool if G has been computed, else None."""
+        if not self.has_gram:
+            return None
+        return self.gram if features.all() else self.gram[np.ix_(features, features)]
+
+    @cached_property
+    def dead(self) -> np.ndarray:
+        """Features that are zero on every sample, (d,) bool."""
+        if self.has_gram:
+            return np.asarray(np.diag(self.gram) == 0.0)
+        counted = slice(None) if self.root_weight is None else self.root_weight > 0
+        return ~np.any(self._w[:, counted], axis=1)
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """||W_j||^2 of every feature, (d,)."""
+        if self.has_gram:
+            return np.array(np.diag(self.gram))
+        total = np.zeros(self.d)
+        for samples in self._sample_tiles():
+            for start in range(0, self.d, FEATURE_CHUNK):
+                chunk = slice(start, start + FEATURE_CHUNK)
+                values = self.features(chunk, samples)
+                total[chunk] += np.einsum("ij,ij->i", values, values)
+        return total
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """||W_j|| of every feature, (d,)."""
+        return np.sqrt(self.squares)
+
+    @cached_property
+    def sample(self) -> tuple[np.ndarray, int] | None:
+        """The weighted W (d, k) at every ``step``-th sample, as it is stored, and that step; None where samples are few.
+
+        ``step`` times its products estimates those of W: good enough to guess with, at a fraction of the price.
+        """
+        step = max(_SAMPLE_STEP, -(-self.m // _SAMPLE_MOST))
+        if self.m < _SAMPLE_LEAST * step:
+            return None
+        part = np.ascontiguousarray(self._w[:, ::step])
+        if self.root_weight is not None:
+            part = (part * self.root_weight[::step]).astype(part.dtype)
+        return part, step
+
+    def features(self, chosen: np.ndarray | slice, samples: slice) -> np.ndarray:
+        """The features ``chosen`` of the weighted W at ``samples``, float64."""
+        taken = np.ascontiguousarray(self._w[chosen, samples], dtype=np.float64)
+        return taken if self.root_weight is None else taken * self.root_weight[samples]
+
+    def dense(self, features: np.ndarray) -> np.ndarray:
+        """The rows ``features`` (indices or mask) of the weighted W as one float64 array."""
+        return self.weighted(self._w[features])
+
+
+class Part:
+    """The weighted W at some samples, for products in float64; converted in chunks of features where it is large.
+
+    ``samples`` is their range.
+    """
+
+    def __init__(self, design: Design, samples: slice) -> None:
+        self._design, self.samples = design, samples
+        self._whole = design.features(slice(None), samples) if design.d <= FEATURE_CHUNK else None
+
+    def outputs(self, w: np.ndarray) -> np.ndarray:
+        """``w`` (r, d) times W: (r, k). Only what some row uses is read."""
+        if self._whole is not None:
+            return outputs(w, self._whole)
+        used = np.flatnonzero(w.any(axis=0))
+        total = np.zeros((w.shape[0], self.samples.stop - self.samples.start))
+        for start in range(0, used.size, FEATURE_CHUNK):
+            chunk = used[start : start + FEATURE_CHUNK]
+            total += outputs(w[:, chunk], self._design.features(chunk, self.samples))
+        return total
+
+    def correlations(self, vectors: np.ndarray) -> np.ndarray:
+        """``vectors`` (r, k) times W^T: (r, d)."""
+        if self._whole is not None:
+            return np.asarray(vectors @ self._whole.T)
+        found = np.empty((vectors.shape[0], self._design.d))
+        for start in range(0, self._design.d, FEATURE_CHUNK):
+            chunk = slice(start, start + FEATURE_CHUNK)
+            found[:, chunk] = vectors @ self._design.features(chunk, self.samples).T
+        return found
+
+
+def outputs(w: np.ndarray, tile: np.ndarray) -> np.ndarray:
+    """``w`` (r, d) times ``tile`` (d, k), by the non-zeros of ``w`` where they are few: (r, k)."""
+    if np.count_nonzero(w) * _SPARSE < w.size:
+        return np.asarray(sparse.csr_array(w) @ tile)
+    return w @ tile

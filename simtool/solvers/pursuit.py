@@ -1,0 +1,46 @@
+"""Which of many features to take into a working set together, compiled.
+
+The features that pay most are often the same one over and over (neighbouring pixels, channels of one filter). So one
+is taken at a time, and what the others pay is corrected for it by their inner products, as in matching pursuit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simtool.solvers.compiling import compiled
+
+
+@compiled
+def pursue(gram, gradient, threshold, wanted):
+    """Positions of at most ``wanted`` features, in the order they are taken.
+
+    ``gram`` (k, k) is (nearly) 2 L times their inner products, ``gradient`` (k,) twice the loss weight times their correlations with the
+    residual (overwritten), ``threshold`` (k,) what it must exceed (infinite: not to be taken). The one whose
+    coefficient alone lowers the objective most comes first; nothing is taken that no longer pays.
+    """
+    size = gradient.shape[0]
+    chosen = np.empty(min(wanted, size), np.int64)
+    taken = np.zeros(size, np.bool_)
+    count = 0
+    while count < chosen.shape[0]:
+        best = -1
+        most = 0.0
+        for j in range(size):
+            excess = abs(gradient[j]) - threshold[j]
+            if excess > 0.0 and not taken[j] and gram[j, j] > 0.0:
+                gain = excess * excess / gram[j, j]
+                if gain > most:
+                    best, most = j, gain
+        if best < 0:
+            break
+        step = (abs(gradient[best]) - threshold[best]) / gram[best, best]
+        if gradient[best] < 0.0:
+            step = -step
+        row = gram[best]
+        for j in range(size):
+            gradient[j] -= step * row[j]
+        taken[best] = True
+        chosen[count] = best
+        count += 1
+    return chosen[:count]
