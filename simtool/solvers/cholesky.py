@@ -97,19 +97,19 @@ def append(factor: np.ndarray, k: int, column: np.ndarray, diagonal: float) -> N
 @compiled
 def delete(factor: np.ndarray, k: int, position: int) -> None:
     """Remove row and column ``position`` of H from the k x k factor, leaving a (k-1) x (k-1) one."""
-    for i in range(k):
+    for i in range(position + 1):
         row = factor[i]
-        for j in range(max(i, position + 1), k):
+        for j in range(position + 1, k):
             row[j - 1] = row[j]
-    # What is left of U has one entry below the diagonal in every row after ``position``: rotate them away.
+    # The rows below move one column to the left, which leaves an entry below each diagonal: rotate it away on the way.
     for j in range(position, k - 1):
         upper, lower = factor[j], factor[j + 1]
-        a, b = upper[j], lower[j]
+        a, b = upper[j], lower[j + 1]
         length = math.hypot(a, b)
         c, s = a / length, b / length
         upper[j] = length
         for i in range(j + 1, k - 1):
-            u, v = upper[i], lower[i]
+            u, v = upper[i], lower[i + 1]
             upper[i] = c * u + s * v
             lower[i] = c * v - s * u
 

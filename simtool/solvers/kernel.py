@@ -113,8 +113,9 @@ def solve_row(
     integers = np.empty((3, d), np.int64)
     active, held, place = integers[0], integers[1], integers[2]
     floats = np.empty((7, d))
-    sign, column, c, step = floats[0], floats[1], floats[2], floats[3]
-    tilt, direction, v = floats[4], floats[5], floats[6]
+    sign, column, v = floats[0], floats[1], floats[2]
+    right, answer = floats[3:5], floats[5:7]
+    c, tilt, step, direction = right[0], right[1], answer[0], answer[1]
     beyond = np.empty(d, np.bool_)
     for j in range(d):
         place[j] = _OUT
@@ -176,9 +177,9 @@ def solve_row(
             worst = 0.0
             for i in range(k):
                 worst = max(worst, abs(c[i]))
-            cholesky.solve(factor, k, c, step)
+            for i in range(2 if ball else 1):
+                cholesky.solve(factor, k, right[i], answer[i])
             if ball:
-                cholesky.solve(factor, k, tilt, direction)
                 along = 0.0
                 curvature = 0.0
                 for i in range(k):
