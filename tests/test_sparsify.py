@@ -520,15 +520,18 @@ def test_kill_minus_nine_at_random_moments_loses_nothing(digits: dict[str, Path]
 def test_an_interrupted_command_says_so_and_resumes(
     sent: signal.Signals, code: int, digits: dict[str, Path], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    process = subprocess.Popen(
-        _command(digits["states"], run), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    while not (run / "work").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(sent)
-    out, _ = process.communicate()
+    for attempt in range(5):  # on a busy machine the signal may come when all is done
+        run = tmp_path / f"run-{attempt}"
+        process = subprocess.Popen(
+            _command(digits["states"], run), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        while not (run / "work").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(sent)
+        out, _ = process.communicate()
+        if "certified" not in json.loads(out):
+            break
     assert process.returncode == code
     assert json.loads(out)["exit"] == code
     assert subprocess.run(_command(digits["states"], run), check=False, capture_output=True).returncode == 0
