@@ -8,7 +8,7 @@ from typing import Any
 
 from simtool import __version__
 
-_PACKAGES = ("numpy", "scipy", "numba", "cvxpy", "clarabel")
+_PACKAGES = ("numpy", "scipy", "numba")
 
 
 def package_version(name: str) -> str | None:
@@ -33,12 +33,15 @@ def blas_libraries() -> list[str]:
     return sorted({" ".join(str(entry.get(key)) for key in keys) for entry in own or found})
 
 
-def fingerprint() -> dict[str, Any]:
-    """Versions and BLAS kernels, as stored in spec.json. A run resumed elsewhere must agree on all of it."""
+def fingerprint(packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Versions and BLAS kernels, as stored in spec.json; ``packages`` are those that the solver needs beside our own.
+
+    A run resumed elsewhere must agree on all of it.
+    """
     return {
         "simtool": __version__,
         "python": ".".join(platform.python_version_tuple()[:2]),
         "machine": platform.machine(),
         "blas": blas_libraries(),
-        **{name: package_version(name) for name in _PACKAGES},
+        **{name: package_version(name) for name in (*_PACKAGES, *packages)},
     }

@@ -311,9 +311,17 @@ def test_another_environment_is_refused(
 ) -> None:
     sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
     real = stage_module.environment.fingerprint()
-    monkeypatch.setattr(stage_module.environment, "fingerprint", lambda: {**real, "numpy": "0.0"})
+    monkeypatch.setattr(stage_module.environment, "fingerprint", lambda packages: {**real, "numpy": "0.0"})
     with pytest.raises(SpecChanged, match=r"environment\.numpy"):
         sparsify(digits["states"], tmp_path / "run", L1)
+
+
+def test_a_run_depends_on_what_solves_it_alone() -> None:
+    assert stage_module._packages(SparsifyOptions()) == ()
+    assert stage_module._packages(SparsifyOptions(solver="scs")) == ("cvxpy", "scs")
+    own = SparsifyOptions(objective="own.py:function", solver="scs")
+    assert stage_module._packages(own) == ("cvxpy", "clarabel", "scs")
+    assert set(stage_module.environment.fingerprint(("scs",))) > {"numpy", "numba", "scs", "blas"}
 
 
 def test_nan_in_states_is_named(digits: dict[str, Path], tmp_path: Path) -> None:

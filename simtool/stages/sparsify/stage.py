@@ -140,8 +140,16 @@ def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
         "output_parents": list(header.output_parents),
         "has_bias": header.has_bias,
         "states": {"content_sha256": source.content_sha256()},
-        "environment": environment.fingerprint(),
+        "environment": environment.fingerprint(_packages(options)),
     }
+
+
+def _packages(options: SparsifyOptions) -> tuple[str, ...]:
+    """What solves the rows beside our own code; the bound of an objective of one's own is always Clarabel's."""
+    cones = {options.solver} & {"clarabel", "scs", "mosek"}
+    if options.custom:
+        cones |= {"clarabel"}
+    return ("cvxpy", *sorted(cones)) if cones else ()
 
 
 def _check_own_objective(plan: Plan) -> None:
