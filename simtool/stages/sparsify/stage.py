@@ -126,6 +126,7 @@ def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
     header = source.header
     elimination.check_features(options.features, header.states, header.inputs, header.has_bias)
     largest = float(lipschitz(header.blocks).max(initial=1e-12))
+    resolved = resolve(options, largest)
     own: dict[str, Any] = {}
     if options.custom:
         from simtool.solvers.custom.objective import load
@@ -134,19 +135,19 @@ def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
     return {
         **own,
         "format_version": SPEC_VERSION,
-        "options": asdict(resolve(options, largest)),
+        "options": asdict(resolved),
         "sizes": {"n": header.states, "p": header.inputs, "q": header.outputs, "m": header.samples},
         "blocks": to_json(header.blocks),
         "output_parents": list(header.output_parents),
         "has_bias": header.has_bias,
         "states": {"content_sha256": source.content_sha256()},
-        "environment": environment.fingerprint(_packages(options)),
+        "environment": environment.fingerprint(_packages(resolved)),
     }
 
 
 def _packages(options: SparsifyOptions) -> tuple[str, ...]:
-    """What solves the rows beside our own code; the bound of an objective of one's own is always Clarabel's."""
-    cones = {options.solver} & {"clarabel", "scs", "mosek"}
+    """What solves the rows of resolved ``options`` beside our own code; the bound of an objective of one's own is always Clarabel's."""
+    cones = {name for name in ("clarabel", "mosek", "scs") if name == options.solver}
     if options.custom:
         cones |= {"clarabel"}
     return ("cvxpy", *sorted(cones)) if cones else ()
