@@ -17,6 +17,7 @@ from simtool.row_space import ApartSpace, GramSpace, SingularSpace, row_space
 from simtool.solvers import native, regime, working_set
 from simtool.solvers.elimination import Elimination, SharedGram, solve_rows
 from simtool.solvers.face import solve_reduced
+from simtool.solvers.pursuit import pursue
 
 
 def _on_gram(rows: RowSet) -> np.ndarray:
@@ -105,6 +106,50 @@ def test_every_way_gives_the_same_certified_answer_on_many(rows: RowSet) -> None
 def test_many_more_features_than_samples(name: str, kappa: float | None) -> None:
     rows = make_rows(21, d=400, m=40, r=3, penalty=PENALTIES[name], kappa=kappa)
     _agree(rows)
+
+
+@pytest.mark.parametrize("weights", ["none", "some", "sampled ones vanish"])
+@pytest.mark.parametrize("kappa", [None, 0.9])
+def test_a_sample_of_the_samples_only_guesses(kappa: float | None, weights: str) -> None:
+    """Neighbouring features that resemble each other, as the positions of a convolution do."""
+    rng = np.random.default_rng(5)
+    m, d = 1100, 700
+    smooth = np.cumsum(rng.standard_normal((d, m)), axis=0)
+    smooth -= 0.9 * np.roll(smooth, 3, axis=0)
+    w = np.maximum(smooth, 0.0).astype(np.float32)
+    z = (0.3 * w[rng.integers(0, d, (4, 3))].sum(axis=1) + rng.standard_normal((4, m))).astype(np.float32)
+    weight = None if weights == "none" else rng.random(m)
+    if weights == "sampled ones vanish":
+        weight[::8] = 0.0
+    penalty = Penalty(lam1=0.0 if kappa else 200.0)
+    design = Design(w, sample_weight=weight)
+    assert design.sample is not None
+    rows = RowSet(design, z, Objective(0.5, penalty, kappa), np.ones(d, dtype=bool))
+    _agree(rows)
+
+
+def test_few_samples_are_not_sampled() -> None:
+    w = np.ones((3, 2000), dtype=np.float32)
+    assert Design(w[:, :1023]).sample is None
+    for m in (1024, 1500, 2000):
+        part, step = Design(w[:, :m]).sample
+        assert part.shape == (3, -(-m // step))
+    many = Design(np.ones((2, 100_000), dtype=np.float32)).sample
+    assert many is not None
+    assert many[0].shape[1] <= 512
+
+
+def test_pursuit_does_not_take_a_copy_next() -> None:
+    rng = np.random.default_rng(6)
+    features = rng.standard_normal((5, 50))
+    features[3], features[4] = features[0], -features[1]
+    gradient = features @ (3.0 * features[0] - features[1])
+    first, second = pursue(features @ features.T, gradient.copy(), np.full(5, 1e-3), 2)
+    assert first in (0, 3)
+    assert second in (1, 4)  # not the copy of the first, which pays as much before that is taken
+    blocked = pursue(features @ features.T, gradient.copy(), np.array([np.inf, 1e-3, 1e-3, np.inf, 1e-3]), 5)
+    assert not {0, 3} & set(blocked)
+    assert pursue(features @ features.T, gradient.copy(), np.full(5, np.inf), 5).size == 0
 
 
 def test_working_sets_start_from_float64_states_too() -> None:
