@@ -255,21 +255,23 @@ def test_case_names_are_known() -> None:
 
 
 def test_halvings_are_counted_as_in_the_thesis(states: Arrays) -> None:
-    few = thesis.stopped_after(states, 0.5, 4, warm=True)
-    more = thesis.stopped_after(states, 0.5, 12, warm=True)
-    cold = thesis.stopped_after(states, 0.5, 12, warm=False)
+    few = thesis.bisected(states, 0.5, 4, warm=True)
+    more = thesis.bisected(states, 0.5, 12, warm=True)
+    cold = thesis.bisected(states, 0.5, 12, warm=False)
     assert {len(steps) for steps in few.steps} == {4}
+    # What a longer bisection had after four halvings is where a shorter one ends.
+    np.testing.assert_array_equal(few.matrices[3], more.matrices[3])
     assert {len(steps) for steps in more.steps} == {12}
     n = states.n
-    norms = np.abs(more.matrix[:n]).sum(axis=1)
+    norms = np.abs(more.matrices[-1][:n]).sum(axis=1)
     assert norms.max() <= 0.5 * (1 + 1e-12)
     # Where a row starts does not change where it ends.
-    np.testing.assert_allclose(more.matrix, cold.matrix, atol=1e-4)
+    np.testing.assert_allclose(more.matrices[-1], cold.matrices[-1], atol=1e-4)
     assert sum(s.sweeps for row in more.steps for s in row) <= sum(
         s.sweeps for row in cold.steps for s in row
     )
-    best = thesis.stopped_after(states, 0.5, 40, warm=True).matrix
-    errors = [np.linalg.norm(found.matrix[:n] - best[:n]) for found in (few, more)]
+    best = thesis.bisected(states, 0.5, 40, warm=True).matrices[-1]
+    errors = [np.linalg.norm(found.matrices[-1][:n] - best[:n]) for found in (few, more)]
     assert errors[1] < errors[0]
 
 
@@ -310,7 +312,8 @@ def test_every_case_runs(tmp_path: Path) -> None:
     options = BenchOptions(names=("all",), quick=True, rows=2, figures=("gap",))
     result = bench_rows(options, tmp_path / "report")
     assert [case["name"] for case in result["cases"]] == list(cases.NAMES)
-    assert all(line["reached"] is not None for line in result["lines"]), result["text"]
+    for line in result["lines"]:  # celer is an extra
+        assert line["reached"] is not None or "not installed" in line["note"], result["text"]
     assert result["uncertified"] == 0
     assert (tmp_path / "report" / "gap.svg").exists()
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,23 +99,32 @@ def bench_rows(
             peer_seconds=min(options.seconds, _QUICK_PEER_SECONDS) if options.quick else options.seconds,
             quick=options.quick,
         )
+        described = machine.describe()
         results = _cases(options, settings, progress)
-        pictures, extra = _figures(options, settings)
-    described = machine.describe()
-    content = _content(options, results, described, extra)
-    content["seconds"] = time.perf_counter() - started
-    lines = [line for result in results for line in result.lines]
-    place = machine.one_line(described)
-    if options.quick:
-        place = f"--quick: sizes of a test, whatever the lines are called; {place}"
-    tables = {
-        "text": _text(results, lines, place),
-        "markdown": table.markdown(lines, place),
-    }
-    if output is not None:
-        page = _page(results, tables["markdown"], pictures, extra)
-        _write(output, content, page, pictures)
+        drawn = _Drawn()
+        # Cases may take most of an hour, and so may pictures: what is done is on disk before the next begins.
+        for figure in (None, *options.figures):
+            if figure is not None:
+                _figure(figure, options, settings, drawn)
+            content = _content(options, results, described, drawn.numbers)
+            content["seconds"] = time.perf_counter() - started
+            lines = [line for result in results for line in result.lines]
+            place = machine.one_line(described)
+            if options.quick:
+                place = f"--quick: sizes of a test, whatever the lines are called; {place}"
+            tables = {"text": _text(results, lines, place), "markdown": table.markdown(lines, place)}
+            if output is not None:
+                page = _page(results, tables["markdown"], drawn)
+                _write(output, content, page, drawn.pictures)
     return {**content, "report": None if output is None else str(output), **tables}
+
+
+@dataclass
+class _Drawn:
+    """Pictures as PNG and SVG by name, and their numbers by figure."""
+
+    pictures: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
 
 
 def _cases(options: BenchOptions, settings: Settings, progress: Progress) -> list[Result]:
@@ -131,20 +140,17 @@ def _cases(options: BenchOptions, settings: Settings, progress: Progress) -> lis
     return results
 
 
-def _figures(options: BenchOptions, settings: Settings) -> tuple[dict[str, dict[str, bytes]], dict[str, Any]]:
-    """The pictures as PNG and SVG by name, and their numbers."""
-    pictures: dict[str, dict[str, bytes]] = {}
-    extra: dict[str, Any] = {}
-    if "gap" in options.figures:
+def _figure(name: str, options: BenchOptions, settings: Settings, drawn: _Drawn) -> None:
+    """Add the pictures and numbers of one of FIGURES to ``drawn``."""
+    if name == "gap":
         from simtool.bench import curves
 
-        extra["gap"], pictures["gap"] = curves.gap_against_time(settings, options.names)
-    if "thesis" in options.figures:
+        drawn.numbers["gap"], drawn.pictures["gap"] = curves.gap_against_time(settings, options.names)
+    else:
         from simtool.bench import thesis
 
-        extra["thesis"], drawn = thesis.reproduce(settings)
-        pictures.update(drawn)
-    return pictures, extra
+        drawn.numbers["thesis"], pictures = thesis.reproduce(settings)
+        drawn.pictures.update(pictures)
 
 
 def _content(
@@ -176,9 +182,7 @@ def _text(results: Sequence[Result], lines: Sequence[table.Line], place: str) ->
     return "\n\n".join(parts)
 
 
-def _page(
-    results: Sequence[Result], speed: str, pictures: dict[str, dict[str, bytes]], extra: dict[str, Any]
-) -> str:
+def _page(results: Sequence[Result], speed: str, drawn: _Drawn) -> str:
     """The report as Markdown: first the README's table, then every case, then the pictures."""
     parts = ["# The row solver beside its peers", speed.strip()] if results else ["# The row solver"]
     for result in results:
@@ -186,9 +190,9 @@ def _page(
         parts.append("\n".join(f"- {fact}" for fact in result.facts))
         if result.peers:
             parts.append(table.as_markdown(table.peer_rows(result.peers)))
-    if "thesis" in extra:
-        parts.append("## Bisection as in the thesis\n\n" + extra["thesis"]["markdown"])
-    parts += [f"![{name}]({name}.png)" for name in pictures]
+    if "thesis" in drawn.numbers:
+        parts.append("## Bisection as in the thesis\n\n" + drawn.numbers["thesis"]["markdown"])
+    parts += [f"![{name}]({name}.png)" for name in drawn.pictures]
     return "\n\n".join(parts) + "\n"
 
 

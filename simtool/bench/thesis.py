@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import process_time
 from typing import Any
 
@@ -29,7 +29,7 @@ from simtool.errors import ConvergenceError, InputError
 from simtool.model import ImplicitModel
 from simtool.solvers import get
 from simtool.solvers.bisection import Step, bisect_row
-from simtool.solvers.elimination import ReducedRow, solve_rows
+from simtool.solvers.elimination import Elimination, ReducedRow, SharedGram
 from simtool.stages.sparsify.options import SparsifyOptions
 
 _log = logging.getLogger("simtool")
@@ -48,10 +48,10 @@ _PRINTED = {
 
 @dataclass(frozen=True)
 class Stopped:
-    """The rows as bisection leaves them after some halvings. ``matrix`` (n + q, n + p), the steps of every row of Z,
-    CPU seconds of the Gram matrices, correlations and rows of Z."""
+    """The rows as bisection leaves them. ``matrices`` (n + q, n + p), the model after every halving; the steps of every row
+    of Z; CPU seconds of the Gram matrices, correlations and rows of Z."""
 
-    matrix: np.ndarray
+    matrices: tuple[np.ndarray, ...]
     steps: tuple[tuple[Step, ...], ...]
     seconds: float
 
@@ -65,8 +65,12 @@ def reproduce(settings: Settings) -> tuple[dict[str, Any], dict[str, dict[str, b
     halvings = _QUICK_HALVINGS if quick else _HALVINGS
     accuracy = _Accuracy(settings, path)
     _log.info("thesis: %s, %d halvings", origin, halvings)
-    curves = {kappa: _curve(arrays, kappa, halvings, accuracy) for kappa in KAPPAS}
-    ratios = {kappa: _ratios(arrays, kappa, halvings) for kappa in KAPPAS}
+    curves, ratios = {}, {}
+    for kappa in KAPPAS:
+        _log.info("thesis: kappa %g", kappa)
+        warm, cold = (bisected(arrays, kappa, halvings, warm=start) for start in (True, False))
+        curves[kappa] = _curve(warm, cold, accuracy)
+        ratios[kappa] = _ratios(arrays, kappa, warm, cold)
     numbers: dict[str, Any] = {
         "origin": origin,
         "halvings": halvings,
@@ -81,33 +85,40 @@ def reproduce(settings: Settings) -> tuple[dict[str, Any], dict[str, dict[str, b
     }
 
 
-def stopped_after(
-    arrays: Arrays, kappa: float, halvings: int, warm: bool, tolerance: float = 1e-6
-) -> Stopped:
+def bisected(arrays: Arrays, kappa: float, halvings: int, warm: bool, tolerance: float = 1e-6) -> Stopped:
     """Bisect every row of Z to ``halvings`` halvings of its bracket."""
     plan = plan_of(arrays, SparsifyOptions(objective="lasso", structure="layered", kappa=kappa))
-    matrix = np.zeros((arrays.targets.shape[0], arrays.design.shape[0]))
+    shape = (arrays.targets.shape[0], arrays.design.shape[0])
+    matrices = [np.zeros(shape) for _ in range(halvings)]
     steps: list[tuple[Step, ...]] = []
-
-    def bisected(row: ReducedRow, goal: float) -> np.ndarray:
-        # The bracket bisect_row begins with, so that it ends after the halvings asked for.
-        reach = 2.0 * row.loss_weight * np.sqrt(row.reference * np.diag(row.gram).max(initial=0.0))
-        width = max(reach * 0.5**halvings * (1.0 + 1e-9), np.finfo(float).tiny)
-        w, seen = bisect_row(row, goal, warm=warm, width=width)
-        steps.append(tuple(seen))
-        return w
-
     seconds = 0.0
     groups = [group for group in plan.groups if group.features.size]
     for group, task in zip(groups, tasks(arrays, plan), strict=True):
-        started = process_time()
+        columns = np.ix_(np.arange(*group.rows), group.features)
         if group.is_output:
             w = get("native")(task.rows, tolerance)
-        else:
-            w = solve_rows(task.rows, tolerance, bisected)
-            seconds += process_time() - started
-        matrix[slice(*group.rows)][:, group.features] = w
-    return Stopped(matrix, tuple(steps), seconds)
+            for matrix in matrices:
+                matrix[columns] = w
+            continue
+        started = process_time()
+        elimination = Elimination(task.rows)
+        shared = SharedGram(elimination)
+        seen = [_halved(shared.row(i), tolerance, halvings, warm) for i in range(task.rows.count)]
+        seconds += process_time() - started
+        steps += seen
+        for halving, matrix in enumerate(matrices):
+            w = np.zeros((task.rows.count, task.rows.design.d))
+            for i, row in enumerate(seen):
+                w[i, elimination.pivoted] = row[min(halving, len(row) - 1)].feasible
+            matrix[columns] = elimination.complete(w)
+    return Stopped(tuple(matrices), tuple(steps), seconds)
+
+
+def _halved(row: ReducedRow, tolerance: float, halvings: int, warm: bool) -> tuple[Step, ...]:
+    # The bracket bisect_row begins with, so that it ends after the halvings asked for.
+    reach = 2.0 * row.loss_weight * np.sqrt(row.reference * np.diag(row.gram).max(initial=0.0))
+    width = max(reach * 0.5**halvings * (1.0 + 1e-9), np.finfo(float).tiny)
+    return tuple(bisect_row(row, tolerance, warm=warm, width=width)[1])
 
 
 class _Accuracy:
@@ -156,15 +167,14 @@ class _Accuracy:
         return right / len(self._labels)
 
 
-def _curve(arrays: Arrays, kappa: float, halvings: int, accuracy: _Accuracy) -> dict[str, list[float]]:
+def _curve(warm: Stopped, cold: Stopped, accuracy: _Accuracy) -> dict[str, list[float]]:
     """Per halving: accuracy, non-zeros, and the sweeps of a mean row so far, with and without warm start."""
-    models = [stopped_after(arrays, kappa, count, warm=True) for count in range(1, halvings + 1)]
-    cold = stopped_after(arrays, kappa, halvings, warm=False)
+    halvings = len(warm.matrices)
     return {
         "halving": [float(count) for count in range(1, halvings + 1)],
-        "accuracy": [accuracy(model.matrix) for model in models],
-        "nonzeros": [float((model.matrix != 0).sum()) for model in models],
-        "sweeps_warm": _sweeps(models[-1].steps, halvings),
+        "accuracy": [accuracy(matrix) for matrix in warm.matrices],
+        "nonzeros": [float((matrix != 0).sum()) for matrix in warm.matrices],
+        "sweeps_warm": _sweeps(warm.steps, halvings),
         "sweeps_cold": _sweeps(cold.steps, halvings),
     }
 
@@ -178,13 +188,12 @@ def _sweeps(steps: Sequence[Sequence[Step]], halvings: int) -> list[float]:
     return [float(value) for value in per_row.mean(axis=0).cumsum()]
 
 
-def _ratios(arrays: Arrays, kappa: float, halvings: int) -> dict[str, float]:
+def _ratios(arrays: Arrays, kappa: float, warm: Stopped, cold: Stopped) -> dict[str, float]:
     """Table 3.3: how many times faster with a warm start, and with a part of the samples (both warm)."""
-    warm = stopped_after(arrays, kappa, halvings, warm=True)
-    result = {"warm_start": stopped_after(arrays, kappa, halvings, warm=False).seconds / warm.seconds}
+    result = {"warm_start": cold.seconds / warm.seconds}
     for fraction in FRACTIONS:
-        part = replace(arrays.first(max(2, int(fraction * arrays.m))))
-        spent = stopped_after(part, kappa, halvings, warm=True).seconds
+        part = arrays.first(max(2, int(fraction * arrays.m)))
+        spent = bisected(part, kappa, len(warm.matrices), warm=True).seconds
         result[f"{fraction:.0%} of the data"] = warm.seconds / spent
     return result
 

@@ -58,12 +58,14 @@ def _descend(gram, b, two_l, slopes, lam2, knee, lower, upper, w, gradient, limi
 
 @dataclass(frozen=True)
 class Step:
-    """One halving: the multiplier tried, ||w_S||_1 and the non-zeros there, and the sweeps that Q took."""
+    """One halving: the multiplier tried, ||w_S||_1 and the non-zeros there, the sweeps that Q took; and ``feasible`` (d,),
+    the coefficients that would be returned if it were the last."""
 
     multiplier: float
     norm: float
     nonzeros: int
     sweeps: int
+    feasible: np.ndarray
 
 
 def bisect_row(
@@ -86,8 +88,10 @@ def bisect_row(
         scale = row.penalty.slope
     limit = max(1e-14 * reach, 1e-3 * tolerance * min(scale, reach))
 
-    def solve_at(multiplier: float) -> tuple[np.ndarray, float]:
-        nonlocal w, gradient
+    feasible = np.zeros(d)
+
+    def solve_at(multiplier: float) -> float:
+        nonlocal w, gradient, feasible
         if not warm:
             w, gradient = np.zeros(d), full.copy()
         else:
@@ -108,20 +112,22 @@ def bisect_row(
             _MOST_SWEEPS,
         )
         norm = float(np.abs(w[row.inside]).sum())
-        steps.append(Step(multiplier, norm, int((w != 0).sum()), int(sweeps)))
-        return w.copy(), norm
+        if norm <= row.kappa or not row.has_ball:
+            feasible = w.copy()
+        steps.append(Step(multiplier, norm, int((w != 0).sum()), int(sweeps), feasible))
+        return norm
 
     # At reach >= 2 loss_weight ||W_j|| ||r|| for any residual r, w_S is zero: the bracket's feasible end. (The thesis's
     # ||W z||_inf is that only where S is all of w.)
     low, high = 0.0, reach
     if not row.has_ball or high == 0.0:
-        return solve_at(0.0)[0], steps
-    feasible = np.zeros(d)
+        solve_at(0.0)
+        return feasible, steps
     for halving in range(_MOST_HALVINGS):
         middle = 0.0 if halving == 0 and width is None else 0.5 * (low + high)
-        found, norm = solve_at(middle)
+        norm = solve_at(middle)
         if norm <= row.kappa:
-            high, feasible = middle, found
+            high = middle
             close = (row.kappa - norm) * middle <= 1e-3 * tolerance * 1e-2 * row.loss_weight * row.reference
             if middle == 0.0 or (width is None and close):
                 break
