@@ -70,7 +70,9 @@ def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
         # Per feature, relative to the largest that theta could reach: 2 loss_weight ||z|| ||W_j||.
         largest = 2.0 * objective.loss_weight * np.sqrt(np.outer(rows.target_norms, rows.design.squares))
         error = np.where(loose, np.abs(correlation), 0.0)
-        relative_error = np.divide(error, largest, out=np.zeros_like(error), where=largest > 0)
+        # A square that underflows must not hide a correlation that does not.
+        unseen = np.where(error > 0, np.inf, 0.0)
+        relative_error = np.divide(error, largest, out=unseen, where=largest > 0)
         projection_error = relative_error.max(axis=1, initial=0.0)
         correlation[loose] = 0.0
 
@@ -148,6 +150,8 @@ def _relative_gap(rows: RowSet, primal: np.ndarray, dual: np.ndarray) -> np.ndar
     denominator = np.maximum(primal, 1e-2 * rows.objective.loss_weight * rows.target_norms)
     gap = primal - dual
     vanishing = (denominator == 0) & (gap == 0)
+    if vanishing.any():  # a target whose square underflows is not the zero target
+        vanishing &= ~rows.target().any(axis=1)
     relative = np.divide(gap, denominator, out=np.full(gap.shape, np.inf), where=denominator > 0)
     relative[vanishing] = 0.0
     return np.where(np.isfinite(relative), relative, np.inf)

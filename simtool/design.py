@@ -82,24 +82,25 @@ class Design:
         return "gram" in self.__dict__
 
     def rough_correlation(self, vectors: np.ndarray) -> np.ndarray:
-        """vectors W^T for ``vectors`` (r, m) in the precision W is stored in: (r, d) in that type, one reading of W.
+        """vectors W^T for ``vectors`` (r, m) in the precision W is stored in: (r, d), one reading of W.
 
-        Off by at most ``rough_error`` ||W_j|| ||vector||. Each vector goes in with norm 1, so that units do not
-        leave the range of that type, and comes out with its own.
+        Off by at most ``rough_error`` ||W_j|| ||vector||.
         """
-        kind = self._w.dtype if self._w.dtype.kind == "f" else np.dtype(np.float64)
-        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        unit = vectors / np.where(norms > 0, norms, 1.0)[:, None]
-        if self.root_weight is not None:
-            unit = unit * self.root_weight
-        # This way round few vectors cost less.
-        return np.ascontiguousarray((self._w @ unit.T.astype(kind)).T) * norms.astype(kind)[:, None]
+        return _rough(self._w, vectors if self.root_weight is None else vectors * self.root_weight)
+
+    def guessed_correlation(self, vectors: np.ndarray) -> np.ndarray:
+        """The same from :attr:`sample` alone, which is not None: (r, d), a fraction of the work, and only a guess."""
+        assert self.sample is not None
+        part, step = self.sample
+        return step * _rough(part, vectors[:, ::step])
 
     @property
     def rough_error(self) -> float:
-        """Relative error of :meth:`rough_correlation`: a generous multiple of its type's rounding."""
-        kind = self._w.dtype if self._w.dtype.kind == "f" else np.dtype(np.float64)
-        return 64.0 * float(np.finfo(kind).eps)
+        """Relative error of :meth:`rough_correlation`: a generous multiple of its type's rounding.
+
+        Measured on constant and smooth vectors, where rounding does not cancel: 22 eps at m = 2000, 93 at 400 000.
+        """
+        return max(64.0, self.m / 500.0) * float(np.finfo(_kind(self._w)).eps)
 
     def known_gram(self, features: np.ndarray) -> np.ndarray | None:
         """G restricted to ``features`` (d,) bool if G has been computed, else None."""
@@ -142,7 +143,7 @@ class Design:
         step = max(_SAMPLE_STEP, -(-self.m // _SAMPLE_MOST))
         if self.m < _SAMPLE_LEAST * step:
             return None
-        part = np.ascontiguousarray(self._w[:, ::step])
+        part = np.ascontiguousarray(self._w[:, ::step], dtype=_kind(self._w))
         if self.root_weight is not None:
             part = (part * self.root_weight[::step]).astype(part.dtype)
         return part, step
@@ -155,6 +156,22 @@ class Design:
     def dense(self, features: np.ndarray) -> np.ndarray:
         """The rows ``features`` (indices or mask) of the weighted W as one float64 array."""
         return self.weighted(self._w[features])
+
+
+def _kind(w: np.ndarray) -> np.dtype:
+    """The type in which rough products with ``w`` run."""
+    return w.dtype if w.dtype.kind == "f" else np.dtype(np.float64)
+
+
+def _rough(w: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """``vectors`` (r, m) times ``w`` (d, m) transposed in the type of ``w``: (r, d) float64.
+
+    Each vector goes in with norm 1, so that units do not leave the range of that type, and comes out with its own.
+    """
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    unit = vectors / np.where(norms > 0, norms, 1.0)[:, None]
+    # This way round few vectors cost less.
+    return np.ascontiguousarray((w @ unit.T.astype(_kind(w))).T) * norms[:, None]
 
 
 class Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
@@ -59,10 +60,11 @@ def resolve(reference: str) -> Any:
     if added:
         sys.path.insert(0, here)
     try:
-        if module_name.endswith(".py"):
-            module = _import_file(Path(module_name))
-        else:
-            module = importlib.import_module(module_name)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is the command's own: with --json, one object
+            if module_name.endswith(".py"):
+                module = _import_file(Path(module_name))
+            else:
+                module = importlib.import_module(module_name)
     except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit() in a module must not end the command as if all were well
@@ -85,7 +87,8 @@ def resolve(reference: str) -> Any:
 def call(function: Callable[..., Any], shown: str, *args: Any, **kwargs: Any) -> Any:
     """``function(*args, **kwargs)``; whatever it raises, SystemExit too, becomes an InputError that names it as ``shown``."""
     try:
-        return function(*args, **kwargs)
+        with contextlib.redirect_stdout(sys.stderr):
+            return function(*args, **kwargs)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit(0) in there must not end the command as if all were well

@@ -14,11 +14,11 @@ class RowStatus(Enum):
 
     CERTIFIED = "Nothing to do: the row is proven optimal to --tol."
     GAP = (
-        "The row may be right, but its gap is larger than --tol. Try --solver native, a larger --tol, or rescale the "
+        "The row may be right, but its gap is larger than --tol. Try another --solver, a larger --tol, or rescale the "
         "states (simtool extract --rescale)."
     )
     INFEASIBLE = (
-        "No row meets all constraints; the one of least residual is stored. With more samples than features a target is "
+        "No row meets all constraints; the one of least residual is stored where there is one, else zeros. With more samples than features a target is "
         "matched exactly only if it is a linear function of them: use --match relaxed, a larger --kappa, fewer samples "
         "or --structure dag. With an objective of your own, loosen its constraints."
     )
@@ -27,7 +27,7 @@ class RowStatus(Enum):
         "inspect RUN --row i --dump row.npz."
     )
     GAVE_UP = (
-        "The solver ended without a solution. Try --solver native or clarabel, or rescale the states (simtool extract "
+        "The solver ended without a solution. Try another --solver, or rescale the states (simtool extract "
         "--rescale); an objective of your own must be bounded below. Dump the row to look at it alone."
     )
 

@@ -193,8 +193,8 @@ def test_what_files_must_hold_is_said(digits: dict[str, Path], tmp_path: Path) -
 
     refused(InputError, "there is no such file", mask=str(tmp_path / "missing.npy"))
     (tmp_path / "text.npy").write_text("hello")
-    refused(FormatError, "cannot be read as .npy", mask=str(tmp_path / "text.npy"))
-    refused(FormatError, "cannot be read as .npy", weight_samples=str(tmp_path / "text.npy"))
+    refused(FormatError, "is no readable .npy file", mask=str(tmp_path / "text.npy"))
+    refused(FormatError, "is no readable .npy file", weight_samples=str(tmp_path / "text.npy"))
     np.save(tmp_path / "small.npy", np.ones((2, 2)))
     refused(OptionError, r"holds \(2, 2\) of float64", mask=str(tmp_path / "small.npy"))
     with open_states(digits["states"]) as states:
@@ -210,7 +210,7 @@ def test_what_files_must_hold_is_said(digits: dict[str, Path], tmp_path: Path) -
     ):
         np.save(tmp_path / "w.npy", np.full(h.samples, bad))
         refused(OptionError, seen, weight_samples=str(tmp_path / "w.npy"))
-    with pytest.raises(OptionError, match="use one of them"):
+    with pytest.raises(OptionError, match="leave one of them out"):
         SparsifyOptions(mask="m.npy", eliminate="safe")
 
 

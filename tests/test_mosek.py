@@ -45,7 +45,9 @@ def _no_licence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mosek" else found(name))
-    with pytest.raises(SolverError, match=r"pip install 'simtool\[mosek\]'. Or use --solver native"):
+    with pytest.raises(
+        SolverError, match=r"pip install 'simtool\[mosek\]'. Or use --solver clarabel, or native"
+    ):
         backends.require("mosek")
 
 
@@ -71,7 +73,9 @@ def test_the_other_solvers_need_nothing() -> None:
 @needs_mosek
 @pytest.mark.usefixtures("_no_licence")
 def test_without_a_licence_it_says_where_to_put_one() -> None:
-    with pytest.raises(SolverError, match=r"MOSEKLM_LICENSE_FILE is .*nowhere\.lic.*--solver native"):
+    with pytest.raises(
+        SolverError, match=r"MOSEKLM_LICENSE_FILE is .*nowhere\.lic.*--solver clarabel, or native"
+    ):
         backends.require("mosek")
 
 

@@ -128,6 +128,78 @@ def test_a_sample_of_the_samples_only_guesses(kappa: float | None, weights: str)
     _agree(rows)
 
 
+@pytest.mark.parametrize("way", ["mask", "sign"])
+def test_what_a_row_may_not_use_does_not_stop_it(way: str) -> None:
+    """Without a slope the first threshold is a part of the largest gradient: of those that may enter."""
+    rng = np.random.default_rng(7)
+    w = rng.standard_normal((300, 60)).astype(np.float32)
+    w[0] *= 50.0
+    z = (w[0] + 0.2 * w[1])[None]
+    if way == "mask":
+        allowed = np.zeros((1, 300), dtype=bool)
+        allowed[:, 1:40] = True
+        rows = RowSet(Design(w), z, Objective(0.5, Penalty(), 0.5), np.ones(300, dtype=bool), allowed)
+    else:
+        upper = np.zeros(300)
+        upper[1:] = np.inf
+        rows = RowSet(
+            Design(w), z, Objective(0.5, Penalty(), 0.5), np.ones(300, dtype=bool), None, None, upper
+        )
+    _agree(rows)
+
+
+@pytest.mark.parametrize("unit", [1e-90, 1e-30, 1e20, 1e90])
+@pytest.mark.parametrize("kappa", [None, 0.7])
+def test_working_sets_know_no_units(unit: float, kappa: float | None) -> None:
+    rng = np.random.default_rng(8)
+    kind = np.float32 if 1e-31 < unit < 1e21 else np.float64
+    w, z = rng.standard_normal((60, 30)), rng.standard_normal((2, 30))
+    penalty = Penalty(lam1=0.0 if kappa else 2.0 * unit**2)
+    rows = RowSet(
+        Design((unit * w).astype(kind)),
+        (unit * z).astype(kind),
+        Objective(0.5, penalty, kappa),
+        np.ones(60, bool),
+    )
+    for solved in (working_set.solve(rows, 1e-6), _on_gram(rows)):
+        assert certify(rows, solved, 1e-6).certified.all()
+
+
+def test_a_coefficient_on_the_knee_does_not_flip_for_ever() -> None:
+    """Duplicate features, whole numbers: steps of rounding put a coefficient on the knee on either side of it."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        w = rng.integers(-1, 2, (24, 6)).astype(np.float32)
+        w[12:] = w[:12]
+        z = (w[:3].sum(axis=0) + w[3])[None]
+        penalty = Penalty(lam0=0.1, lam2=0.1)
+        kappas = [0.5, 1.0, 2.0, 4.0, 8.0]
+        rows = RowSet(Design(w), z, Objective(1.0, penalty, 1.0), np.ones(24, dtype=bool))
+        for kappa, found in zip(kappas, native.solve_path(rows, kappas, 1e-6), strict=True):
+            assert certify(rows.with_kappa(kappa), found, 1e-6).certified.all(), (seed, kappa)
+        assert certify(rows, working_set.solve(rows, 1e-6), 1e-6).certified.all(), seed
+
+
+def test_bounded_features_outside_the_ball_are_solved_to_rounding() -> None:
+    """Neither a slope nor the ball absorbs their violation: the certificate wants it at 1e-9."""
+    rng = np.random.default_rng(9)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        w = rng.standard_normal((20, 50)).astype(np.float32)
+        w[10:] *= 0.05
+        z = rng.standard_normal((3, 50)).astype(np.float32)
+        inside = np.arange(20) < 10
+        rows = RowSet(Design(w), z, Objective(0.5, Penalty(), 0.01), inside, None, np.zeros(20), None)
+        for solved in (working_set.solve(rows, 1e-6), _on_gram(rows)):
+            assert certify(rows, solved, 1e-6).certified.all(), seed
+
+
+def test_equal_kappas_have_equal_rows() -> None:
+    rows = make_rows(25, penalty=PENALTIES["none"], kappa=1.0)
+    first, _, again = native.solve_path(rows, [0.4, 0.1, 0.4], 1e-6)
+    np.testing.assert_array_equal(first, again)
+
+
 def test_few_samples_are_not_sampled() -> None:
     w = np.ones((3, 2000), dtype=np.float32)
     assert Design(w[:, :1023]).sample is None
@@ -188,6 +260,10 @@ def test_a_row_far_above_memory_takes_working_sets() -> None:
     assert regime.gram_pays(897, 60_000, 122)
     assert regime.gram_pays(2_833, 10_000, 2_058)
     assert regime.gram_pays(785, 2_000, 64)
+    # Few rows, few samples, many features: G is a small product there, and still dearer than a few working sets.
+    assert not regime.gram_pays(4_608, 60, 8)
+    assert regime.gram_pays(4_608, 60, 64)
+    assert not regime.gram_pays(12_000, 2_000, 64)
 
 
 def test_native_chooses_by_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:

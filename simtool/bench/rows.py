@@ -62,6 +62,8 @@ class BenchOptions:
                 raise OptionError(f"--figure must be one of {', '.join(FIGURES)}, got {figure!r}.")
         if self.rows < 1:
             raise OptionError(f"--rows must be at least 1, got {self.rows}.")
+        if not 0.0 < self.seconds < float("inf"):
+            raise OptionError(f"--seconds must be a positive number, got {self.seconds!r}.")
         if not 1e-10 <= self.tol <= 1e-2:
             raise OptionError(f"--tol must lie in [1e-10, 1e-2], got {self.tol!r}. The table is for 1e-6.")
         if self.states is not None and (self.network is not None or self.data is not None):
@@ -211,6 +213,8 @@ def _check(folder: Path, overwrite: bool) -> None:
         raise OutputError(
             f"the folder {folder.absolute().parent} does not exist. Create it, or choose another path."
         )
+    if not os.access(folder.absolute().parent, os.W_OK):
+        raise OutputError(f"the folder {folder.absolute().parent} cannot be written. Choose another path.")
 
 
 def _write(folder: Path, content: dict[str, Any], page: str, pictures: dict[str, dict[str, bytes]]) -> None:

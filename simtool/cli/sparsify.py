@@ -64,9 +64,15 @@ class ObjectiveType(click.ParamType):
 @click.option(
     "--lambda2", type=float, help="Loss weight of output rows. [default: .5; .1 for l1, perspective]"
 )
-@click.option("--alpha", type=float, help="Weight of the perspective penalty. [default: 1e-3]")
-@click.option("--beta", type=float, help="Weight of the l1 norm. [default: 1e-3 for l1, else 0]")
-@click.option("--gamma", type=float, help="Weight of the squared norm (elastic-net). [default: 1e-2]")
+@click.option(
+    "--alpha", type=float, help="Weight of the perspective penalty: lam0, and lam2. [default: 1e-3]"
+)
+@click.option("--beta", type=float, help="Weight of the l1 norm: lam1. [default: 1e-3 for l1, else 0]")
+@click.option(
+    "--gamma",
+    type=float,
+    help="Weight of the squared norm, 2 lam2 (elastic-net, perspective). [default: 1e-2, perspective: 2 alpha]",
+)
 @click.option("--mean-loss", is_flag=True, help="Divide the loss by the number of samples.")
 @click.option(
     "--solver",

@@ -75,15 +75,20 @@ class ProcessEngine:
             if child.stdin and not child.stdin.closed:
                 with contextlib.suppress(OSError):
                     child.stdin.close()
-        for child in self._children:
-            try:
-                child.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                child.terminate()
-                child.wait()
-            if child.stdout:
-                child.stdout.close()
-        self._children.clear()
+        try:
+            for child in self._children:
+                try:
+                    child.wait(timeout=1.0)
+                except subprocess.TimeoutExpired:
+                    child.terminate()
+                    child.wait()
+                if child.stdout:
+                    child.stdout.close()
+        finally:  # a second Ctrl-C comes while we wait
+            for child in self._children:
+                if child.poll() is None:
+                    child.kill()
+            self._children.clear()
 
     def _start(self) -> subprocess.Popen[str]:
         # A session of its own keeps Ctrl-C with this process, which then lets the running shards finish or die

@@ -31,8 +31,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or check the disk, then run the "
-            "same command again; finished shards are kept."
+            f"cannot write {path}: {error.strerror or error}. Check that the folder exists, and has space and "
+            "rights to write, then run the same command again; finished shards are kept."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,13 +1,22 @@
-"""A worker process: reads requests as JSON lines on stdin, answers one JSON line each, ends with its input."""
+"""A worker process: reads requests as JSON lines on stdin, answers one JSON line each, ends with its input.
+
+Its input closes when the process that started it ends, however that happens; a worker in the middle of a shard then
+drops it, as nobody waits for it and shards are written whole.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+_GRACE = 0.5
 
 
 def main() -> None:
@@ -18,7 +27,9 @@ def main() -> None:
     from simtool.engines import resolve
     from simtool.errors import SimtoolError
 
-    for line in sys.stdin:
+    requests: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    while (line := requests.get()) is not None:
         request = json.loads(line)
         try:
             report = resolve(request["task"])(Path(request["folder"]), int(request["item"]))
@@ -38,7 +49,19 @@ def main() -> None:
                 "simtool; the trace is above.",
                 "type": "WorkerError",
             }
-        answers.write(json.dumps(answer) + "\n")
+        try:
+            answers.write(json.dumps(answer) + "\n")
+        except BrokenPipeError:
+            os._exit(1)  # nobody listens any more
+
+
+def _listen(requests: queue.Queue[str | None]) -> None:
+    """Pass lines of stdin on; at its end give the main thread a moment to finish what it writes, then end the process."""
+    for line in sys.stdin:
+        requests.put(line)
+    requests.put(None)
+    time.sleep(_GRACE)
+    os._exit(0)
 
 
 if __name__ == "__main__":

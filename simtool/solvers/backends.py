@@ -43,7 +43,7 @@ MOSEK = Backend(
     },
 )
 BACKENDS = {"clarabel": CLARABEL, "scs": SCS, "mosek": MOSEK}
-_INSTEAD = "Or use --solver native (or clarabel), which needs no licence."
+_INSTEAD = "Or use --solver clarabel, or native where rows are matched up to a loss: neither needs a licence."
 
 
 def require(solver: str) -> None:
@@ -83,7 +83,7 @@ def _require_mosek() -> None:
 
 def _first_line(error: Exception | str) -> str:
     text = " ".join(str(error).split()).rstrip(".")
-    return text or type(error).__name__
+    return text or (type(error).__name__ if isinstance(error, Exception) else "no reason given")
 
 
 def run_quietly(problem: cp.Problem, backend: Backend) -> None:
@@ -97,7 +97,7 @@ def run_quietly(problem: cp.Problem, backend: Backend) -> None:
             problem.solve(solver=backend.solver, **backend.options)
         except cp.error.SolverError as error:
             raise SolverError(
-                f"{backend.name} gave up on a row ({_first_line(error)}). Use --solver native, or rescale the states "
+                f"{backend.name} gave up on a row ({_first_line(error)}). Use another --solver, or rescale the states "
                 "(simtool extract --rescale)."
             ) from error
         except Exception as error:

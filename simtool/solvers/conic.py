@@ -78,7 +78,7 @@ def attempt(backend: Backend, rows: RowSet, tolerance: float) -> tuple[np.ndarra
             try:
                 w = problem.solve(z / unit.target) * (unit.target / unit.feature)
             except SolverError as error:
-                _log.warning("row %d of its shard: %s", i, error)
+                _log.debug("row %d of its shard: %s", i, error)
                 gave_up[i] = True
                 continue
             out[i, columns] = _polish_inside(features[keep], z, w, rows.objective, bounded, least, most)

@@ -77,7 +77,7 @@ def solve(rows: RowSet, backend: Backend, tolerance: float) -> Matched:
     if infeasible.size:
         least = mismatch(rows, w)
         for i in infeasible:
-            _log.warning(
+            _log.debug(
                 "row %d of its shard is infeasible: its least residual is %.3g of its target; that row is stored, not "
                 "certified",
                 i,

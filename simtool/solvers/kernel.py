@@ -123,7 +123,9 @@ def solve_row(
     for j in range(d):
         if lower[j] < upper[j]:
             largest = max(largest, gram[j, j])
-    rounding = _ROUNDING * two_l * math.sqrt(reference * largest)
+    # Not the root of a product: that leaves the range of floating point first.
+    unit = _ROUNDING * two_l * math.sqrt(reference)
+    rounding = unit * math.sqrt(largest)
     # The quadratic zone begins at zero when the knee is there, so it is never entered or left.
     always_quadratic = lam2 > 0.0 and knee == 0.0
     bends = lam2 > 0.0 and knee > 0.0
@@ -177,6 +179,14 @@ def solve_row(
             worst = 0.0
             for i in range(k):
                 worst = max(worst, abs(c[i]))
+            if (
+                final
+                and worst <= rounding
+                and (not ball or (mu >= 0.0 and abs(norm - kappa) <= 1e-14 * kappa))
+            ):
+                # Nothing is left to do: a step of rounding could still flip a coefficient that sits on the knee,
+                # and the next one flip it back.
+                break
             for i in range(2 if ball else 1):
                 cholesky.solve(factor, k, right[i], answer[i])
             if ball:
@@ -318,13 +328,13 @@ def solve_row(
             size = abs(w[j])
             paid += slope * size + lam2 * max(size - knee, 0.0) ** 2
         primal = max(loss_weight * (z_square - fitted) + paid, 1e-2 * loss_weight * reference)
-        slack = rounding
-        if slope > 0.0 and has_ball:
-            slack = max(slack, 0.02 * tolerance * min(slope, primal / kappa))
-        elif slope > 0.0:
-            slack = max(slack, 0.02 * tolerance * slope)
-        elif has_ball:
-            slack = max(slack, 0.02 * tolerance * primal / kappa)
+        # What a violation costs the certificate: the slope or the ball absorbs it; where there is neither, nothing does.
+        allowance = math.inf
+        if slope > 0.0:
+            allowance = slope
+        if has_ball:
+            allowance = min(allowance, primal / kappa)
+        slack = 0.0
         if not final:
             # Who pays, must pay more than the face itself is off by.
             for i in range(k):
@@ -346,7 +356,11 @@ def solve_row(
                 excess -= slope + (mu if inside[j] else 0.0)
             else:
                 continue
-            if excess > slack:
+            if slope > 0.0 or (has_ball and inside[j]):
+                least = max(rounding, 0.02 * tolerance * allowance)
+            else:
+                least = unit * math.sqrt(gram[j, j])
+            if excess > max(slack, least):
                 column[found] = excess
                 active[k + found] = j
                 found += 1

@@ -29,6 +29,10 @@ def solve_path(rows: RowSet, kappas: Sequence[float], tolerance: float) -> list[
     One Gram matrix serves the whole path, and each row walks on from its answer at the kappa below: its face changes
     little, so that many values cost little more than one.
     """
+    distinct = list(dict.fromkeys(float(kappa) for kappa in kappas))
+    if len(distinct) < len(kappas):  # walking on from itself could move a row whose optimum is not unique
+        found = dict(zip(distinct, solve_path(rows, distinct, tolerance), strict=True))
+        return [found[float(kappa)].copy() for kappa in kappas]
     gram = rows.design.has_gram or regime.gram_pays(rows.design.d, rows.design.m, rows.count)
     walked = [k for k in np.argsort(np.asarray(kappas, dtype=float), kind="stable") if kappas[k] > 0 and gram]
     out = [

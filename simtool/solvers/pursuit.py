@@ -29,7 +29,7 @@ def pursue(gram, gradient, threshold, wanted):
         for j in range(size):
             excess = abs(gradient[j]) - threshold[j]
             if excess > 0.0 and not taken[j] and gram[j, j] > 0.0:
-                gain = excess * excess / gram[j, j]
+                gain = excess * (excess / gram[j, j])  # excess squared may underflow
                 if gain > most:
                     best, most = j, gain
         if best < 0:

@@ -60,14 +60,12 @@ def solve(rows: RowSet, tolerance: float, *, sample: bool = True, screening: boo
 
 def _guess(rows: RowSet, block: list[_WorkingSet]) -> None:
     """Take what pays on a sample of the samples, where there are enough of them."""
-    sample = rows.design.sample
-    if sample is None:
+    if rows.design.sample is None:
         return
-    features, step = sample
+    features, step = rows.design.sample
     unfinished = block
     while unfinished:
-        residuals = np.array([row.residual[::step] for row in unfinished], dtype=features.dtype)
-        rough = np.ascontiguousarray((features @ residuals.T).T) * features.dtype.type(step)
+        rough = rows.design.guessed_correlation(np.array([row.residual for row in unfinished]))
         unfinished = [
             row for row, found in zip(unfinished, rough, strict=True) if row.guess(found, features, step)
         ]
@@ -123,13 +121,16 @@ class _WorkingSet:
         """
         over, threshold = self._excess(rough)
         candidates = np.flatnonzero((over > (_NEAR - 1.0) * threshold) & self._outside)
+        candidates = candidates[self._may_enter(candidates, rough[candidates], np.zeros(candidates.size))]
         if not np.any(over[candidates] > 0.0):
             return False
         pool = _largest(candidates, over, _POOL)
         held = features[pool]
         gram = (self._two_l * step) * (held @ held.T).astype(np.float64)
-        product = rough[pool].astype(np.float64)
-        chosen = pool[self._choose(pool, np.ones(pool.size, dtype=bool), product, gram, 0.0, _GUESSED)]
+        product = rough[pool]
+        chosen = pool[
+            self._choose(pool, np.ones(pool.size, dtype=bool), product, gram, np.zeros(pool.size), _GUESSED)
+        ]
         new = self._rows.design.dense(chosen)
         pays = self._pays(chosen, new @ self.residual)
         if pays.any():
@@ -174,7 +175,9 @@ class _WorkingSet:
                 break
             if gram is None:
                 gram = self._two_l * self._inner_products(pool, held)
-            chosen = self._choose(pool, pays, product, gram, self._slack(), _WANTED)
+            chosen = self._choose(pool, pays, product, gram, self._slack(pool), _WANTED)
+            if not chosen.size:  # what pays only by rounding, or in units where pursuit cannot tell
+                chosen = np.flatnonzero(pays)[np.argmax(np.abs(product[pays]))][None]
             left[chosen] = False
             self._grow(pool[chosen], held[chosen])
             grown = True
@@ -197,14 +200,14 @@ class _WorkingSet:
         left: np.ndarray,
         product: np.ndarray,
         gram: np.ndarray,
-        slack: float,
+        slack: np.ndarray,
         wanted: int,
     ) -> np.ndarray:
         gradient = self._two_l * product
         threshold = self._threshold(pool)
-        if not self.members.size and not threshold.any():
-            threshold = np.full(pool.size, _FIRST_THRESHOLD * np.abs(gradient).max())
         usable = left & self._may_enter(pool, product, np.zeros(pool.size))
+        if not self.members.size and not threshold.any():
+            threshold = np.full(pool.size, _FIRST_THRESHOLD * np.abs(gradient[usable]).max(initial=0.0))
         return np.asarray(pursue(gram, gradient, np.where(usable, threshold + slack, np.inf), wanted))
 
     def _threshold(self, features: np.ndarray) -> np.ndarray:
@@ -214,9 +217,9 @@ class _WorkingSet:
     def _excess(self, rough: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """By how much products (d,) exceed what they must, (d,), and what that is: one number, or (d,)."""
         inside = self._elimination.inside
-        threshold = np.asarray(self._rows.objective.penalty.slope / self._two_l, dtype=rough.dtype)
+        threshold = np.asarray(self._rows.objective.penalty.slope / self._two_l)
         if self._multiplier > 0.0:
-            held = rough.dtype.type(self._multiplier / self._two_l)
+            held = self._multiplier / self._two_l
             threshold = threshold + (held if inside.all() else held * inside)
         return np.abs(rough) - threshold, np.broadcast_to(threshold, rough.shape)
 
@@ -226,14 +229,14 @@ class _WorkingSet:
     def _pays(self, features: np.ndarray, product: np.ndarray) -> np.ndarray:
         """Which of ``features`` with the exact ``product`` (k,) = W residual lower the objective noticeably."""
         excess = self._two_l * np.abs(product) - self._threshold(features)
-        return (excess > self._slack()) & self._may_enter(features, product, np.zeros(features.size))
+        return (excess > self._slack(features)) & self._may_enter(features, product, np.zeros(features.size))
 
     def _screened(self, rough: np.ndarray, margin: float) -> np.ndarray:
         """Features outside the set that the gap of the current point does not prove inactive."""
         rows, objective = self._rows, self._rows.objective
         if rows.limited.any() or rows.allowed is not None or self._elimination.eliminates:
             return np.flatnonzero(self._outside)
-        correlation = self._two_l * np.abs(rough.astype(np.float64))[None]
+        correlation = self._two_l * np.abs(rough)[None]
         error = self._two_l * margin
         fit = float(self.residual @ self.residual)
         primal = objective.loss_weight * fit + float(objective.penalty.value(self.w).sum())
@@ -260,18 +263,23 @@ class _WorkingSet:
         )[0]
         return np.flatnonzero(~inactive & self._outside)
 
-    def _slack(self) -> float:
-        """The violation that may be left: a fraction of what the certificate allows."""
-        objective = self._rows.objective
+    def _slack(self, features: np.ndarray) -> np.ndarray:
+        """The violation that may be left to ``features``: a fraction of what the certificate allows, or rounding.
+
+        The slope or the ball absorbs a violation; where a feature has neither, nothing does.
+        """
+        objective, inside = self._rows.objective, self._elimination.inside[features]
         reference = float(self._rows.target_norms[self.index])
-        scales = [objective.penalty.slope] if objective.penalty.slope > 0 else []
-        if self._elimination.inside.any() and objective.kappa:
+        unit = _ROUNDING * self._two_l * float(np.sqrt(reference))
+        scale = objective.penalty.slope if objective.penalty.slope > 0 else np.inf
+        if objective.kappa and self._elimination.inside.any():
             fit = self._square - self.w @ (2.0 * self._correlation - self._gram @ self.w)
             primal = objective.loss_weight * fit + float(objective.penalty.value(self.w).sum())
-            floor = 1e-2 * objective.loss_weight * reference
-            scales.append(max(float(primal), floor) / objective.kappa)
-        largest = float(np.sqrt(reference) * self._rows.design.norms.max(initial=0.0))
-        return max(_ROUNDING * self._two_l * largest, _SLACK * self._tolerance * min(scales, default=0.0))
+            scale = min(scale, max(float(primal), 1e-2 * objective.loss_weight * reference) / objective.kappa)
+        absorbed = inside | (objective.penalty.slope > 0.0)
+        norms = self._rows.design.norms
+        rounding = unit * np.where(absorbed, norms.max(initial=0.0), norms[features])
+        return np.maximum(rounding, np.where(absorbed, _SLACK * self._tolerance * scale, 0.0))
 
     def _grow(self, found: np.ndarray, new: np.ndarray) -> None:
         """Take ``found``, with rows ``new`` (k, m) of W, into the set and solve it again, from where it stands."""

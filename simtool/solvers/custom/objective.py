@@ -86,11 +86,12 @@ def build(own: OwnObjective, w: cp.Expression, states: int) -> Terms:
         own.function, f"{shown}({states} states, {w.size - states} inputs)", *_parts(w, states)
     )
     if not (isinstance(returned, tuple) and len(returned) == 2):
+        got = f"{len(returned)} values" if isinstance(returned, tuple) else type(returned).__name__
         raise InputError(
-            f"{shown} must return a tuple (expression, [constraints]), got {type(returned).__name__}. "
+            f"{shown} must return a tuple (expression, [constraints]), got {got}. "
             "Return (expression, []) if there are no constraints."
         )
-    cost = _cost(shown, returned[0])
+    cost = _cost(f"{shown}({states} states, {w.size - states} inputs)", returned[0])
     constraints = _constraints(shown, returned[1])
     own_variables = set(w.variables())
     for part in (cost, *constraints):
@@ -108,6 +109,13 @@ def build(own: OwnObjective, w: cp.Expression, states: int) -> Terms:
     return Terms(cost, constraints)
 
 
+def _not_compiled(shown: str, error: Exception) -> OptionError:
+    return OptionError(
+        f"{shown} cannot be compiled by CVXPY: {importing.describe(error)}. a and b may have length 0: leave terms on an "
+        "empty one out (if a.size: ...)."
+    )
+
+
 def _parts(w: cp.Expression, states: int) -> tuple[cp.Expression, cp.Expression]:
     return w[:states], w[states:]
 
@@ -119,10 +127,20 @@ def _cost(shown: str, cost: Any) -> cp.Expression:
         raise InputError(
             f"{shown} must return a CVXPY expression first, got {type(cost).__name__} (0 asks for constraints alone)."
         )
-    if cost.size != 1 or cost.is_complex():
+    if cost.is_complex():
+        raise OptionError(
+            f"{shown} must return a real scalar, got a complex one. Take cp.real or cp.abs of it."
+        )
+    if cost.size != 1:
         raise OptionError(
             f"{shown} must return a real scalar, got the shape {cost.shape}. Sum it, for one with cp.sum."
         )
+    try:
+        value = cost.value if cost.is_constant() else 0.0
+    except ValueError as error:  # a constant because its argument has no elements
+        raise _not_compiled(shown, error) from error
+    if not np.isfinite(np.asarray(value, dtype=float)).all():
+        raise OptionError(f"{shown} must return a finite value, got the constant {value}. Return 0 for none.")
     if not cost.is_convex():
         raise OptionError(
             f"{shown} is not convex by CVXPY's rules (its curvature is {cost.curvature}): {_short(cost)}. Minimise a "
@@ -213,5 +231,13 @@ def check(own: OwnObjective, shapes: set[tuple[int, int]]) -> None:
             continue
         w = cp.Variable(states + inputs)
         terms = build(own, w, states)
-        require_dpp(own, cp.Problem(cp.Minimize(terms.cost), terms.constraints))
+        problem = cp.Problem(cp.Minimize(terms.cost), terms.constraints)
+        require_dpp(own, problem)
+        try:
+            whole = cp.Problem(cp.Minimize(terms.cost + cp.sum_squares(w)), terms.constraints)  # with a loss
+            whole.get_problem_data(cp.CLARABEL)
+        except Exception as error:  # CVXPY raises whatever its atoms do, an empty vector in most of them
+            raise _not_compiled(
+                f"--objective {own.reference}({states} states, {inputs} inputs)", error
+            ) from error
         Evaluator(own, states, states + inputs).violation(np.zeros(states + inputs))

@@ -60,7 +60,7 @@ def solve(
         if status is None:
             w[i], nu[i] = _exact_zeros(programs, judge, i, w[i], nu[i], targets[i], tolerance, exact=exact)
         else:
-            _log.warning("row %d of its shard: --objective %s: %s", i, own.reference, status.label)
+            _log.debug("row %d of its shard: --objective %s: %s", i, own.reference, status.label)
         trouble.append(status)
     return Matched(restore_feasibility(rows, w), nu, tuple(trouble))
 
@@ -157,14 +157,14 @@ class _Program:
         try:
             run_quietly(self._problem, self._backend)
         except SolverError as error:
-            _log.warning("row %d of its shard: %s", i, error)
+            _log.debug("row %d of its shard: %s", i, error)
             return *nothing, RowStatus.GAVE_UP
         v = frame.v.value
         if v is None or not np.all(np.isfinite(v)):
             infeasible = self._problem.status in ("infeasible", "infeasible_inaccurate")
             return *nothing, RowStatus.INFEASIBLE if infeasible else RowStatus.GAVE_UP
         if np.abs(v).max() > _LARGEST:
-            _log.warning(
+            _log.debug(
                 "row %d of its shard: %s runs away to coefficients of %.0e: is the objective bounded below?",
                 i,
                 self._backend.name,
@@ -200,6 +200,10 @@ def _exact_zeros(
     hint = nu if exact else None
     # What the row itself does not reach, its zeros need not reach either.
     most = max(_MARGIN * tolerance, 2.0 * judge.row(i, w, hint).relative_gap)
+    # Features that are zero on every sample cost no loss, however large their coefficients: off, if f and C let them.
+    without = np.where(programs.rows.design.dead, 0.0, w)
+    if not np.array_equal(without, w):
+        w = without if judge.row(i, without, hint).holds(most) else w
     tried = -1
     for cut in _ZERO_CUTS:
         zeros = np.abs(w) <= cut * np.abs(w).max(initial=0.0)

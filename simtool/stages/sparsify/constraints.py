@@ -82,12 +82,14 @@ def read(mask: str | None, weights: str | None, rows: int, features: int, sample
 
 
 def _read_array(path: Path, option: str, shape: tuple[int, ...], holds: str) -> np.ndarray:
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder. It must be {holds}.")
     if not path.is_file():
         raise InputError(f"{option} {path}: there is no such file. It must be {holds}.")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise FormatError(f"{option} {path} cannot be read as .npy ({error}). It must be {holds}.") from error
+        raise FormatError(f"{option} {path} is no readable .npy file. It must be {holds}.") from error
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind not in "biuf":
         seen = f"{array.shape} of {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
         raise OptionError(f"{option} {path} holds {seen}. It must be {holds}.")

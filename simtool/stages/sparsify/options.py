@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from simtool.errors import OptionError
 from simtool.importing import is_reference
@@ -23,9 +24,10 @@ MATCHES = ("relaxed", "exact")
 CONE_SOLVERS = ("clarabel", "scs", "mosek")
 
 _LOSS_WEIGHT = {"lasso": 0.5, "l1": 0.1, "perspective": 0.1, "elastic-net": 0.5, "least-squares": 0.5}
-_BETA = {"lasso": 0.0, "l1": 1e-3, "elastic-net": 0.0}
-_ALPHA = {"perspective": 1e-3}
-_GAMMA = {"elastic-net": 1e-2}
+_BETA = {"lasso": 0.0, "l1": 1e-3, "elastic-net": 0.0, "perspective": 0.0}
+_ALPHA: dict[str, float] = {"perspective": 1e-3}
+# Of perspective only where it is given: lam2 is alpha otherwise.
+_GAMMA: dict[str, float | None] = {"elastic-net": 1e-2, "perspective": None}
 _OWN_LOSS_WEIGHT = 0.1
 _LASSO_KAPPA = 0.99
 _FREE_KAPPA = 0.99
@@ -103,13 +105,15 @@ class SparsifyOptions:
             parse_box(self.box)
         if self.mask is not None and self.eliminate != "none":
             raise OptionError(
-                f"--mask says which coefficients there may be, --eliminate {self.eliminate} chooses features: use one of them."
+                f"--mask gives every row features of its own, --eliminate {self.eliminate} looks for those that no row needs: "
+                "leave one of them out."
             )
         if self.kappa_on is not None:
             _one_of("--kappa-on", self.kappa_on, KAPPA_ON)
         for name in ("alpha", "beta", "gamma"):
             value = getattr(self, name)
-            allowed = {"alpha": _ALPHA, "beta": _BETA, "gamma": _GAMMA}[name]
+            defaults: dict[str, dict[str, Any]] = {"alpha": _ALPHA, "beta": _BETA, "gamma": _GAMMA}
+            allowed = defaults[name]
             if value is not None and self.objective not in allowed:
                 raise OptionError(
                     f"--{name} does not belong to --objective {self.objective}; it belongs to "
@@ -231,7 +235,8 @@ def penalty_of(options: SparsifyOptions) -> Penalty:
     """The penalty that resolved ``options`` mean."""
     if options.objective == "perspective":
         assert options.alpha is not None
-        return Penalty(lam0=options.alpha, lam2=options.alpha)
+        lam2 = options.alpha if options.gamma is None else options.gamma / 2.0
+        return Penalty(lam0=options.alpha, lam1=options.beta or 0.0, lam2=lam2)
     if options.objective == "elastic-net":
         assert options.gamma is not None
         return Penalty(lam1=options.beta or 0.0, lam2=options.gamma / 2.0)
