@@ -102,7 +102,7 @@ def test_what_is_wrong_is_said_before_any_work(function: Callable[..., Any], mes
 def test_a_part_of_length_zero_is_compiled_before_any_work() -> None:
     empty = _own(lambda a, b: (cp.max(cp.abs(a)), []))
     objective.check(empty, {(3, 4)})
-    with pytest.raises(OptionError, match=r"0 states and 4 inputs.* may have length 0"):
+    with pytest.raises(OptionError, match=r"0 states, 4 inputs.* may have length 0"):
         objective.check(empty, {(3, 4), (0, 4)})
 
 

@@ -564,6 +564,42 @@ def test_no_worker_survives_its_parent(digits: dict[str, Path], tmp_path: Path) 
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize(
+    "signals", [("SIGKILL",), ("SIGHUP",), ("SIGINT",), ("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM")]
+)
+def test_no_worker_survives_in_the_middle_of_a_shard(signals: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import os, time\n"
+        "def task(folder, item):\n"
+        "    (folder / f'{item}.pid').write_text(str(os.getpid()))\n"
+        "    time.sleep(120)\n"
+    )
+    code = (
+        "import sys; from pathlib import Path; from simtool.engines.process import ProcessEngine\n"
+        "engine = ProcessEngine(2)\n"
+        "try:\n    engine.run('slow:task', Path(sys.argv[1]), [0, 1], print)\n"
+        "finally:\n    engine.close()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL
+    )
+    files = [tmp_path / "0.pid", tmp_path / "1.pid"]
+    deadline = time.monotonic() + 60
+    while not all(file.exists() and file.read_text() for file in files):
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for number in signals:
+        parent.send_signal(signal.Signals[number])
+        time.sleep(0.1)
+    parent.wait(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(_alive(int(file.read_text())) for file in files):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+
+
 def _alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
