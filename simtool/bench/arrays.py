@@ -91,7 +91,7 @@ class Source:
         if count < samples:
             origin += f" (all it has; the case asks for {samples})"
         if self.network is not None:
-            network, origin = self.network, f"{self.network.network} on {origin}"
+            network, origin = self.network, f"{Path(self.network.network).name} on {origin}"
         else:
             if data == _FALLBACK_DATA:
                 sizes = "-".join([str(_FALLBACK_PIXELS), *sizes.split("-")[1:]])
