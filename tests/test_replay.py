@@ -196,6 +196,7 @@ def test_files_that_are_no_rows_are_refused(run: Path, digits: dict[str, Path], 
         ({"w": np.zeros(2)}, "impossible row"),
         ({"loss_weight": -1.0}, "impossible row"),
         ({"solver": "magic"}, "impossible row"),
+        ({"W": np.full_like(parts["W"], np.nan)}, "NaN or infinity in W"),
     ):
         np.savez(tmp_path / "bad.npz", **{**parts, **change})
         with pytest.raises(FormatError, match=message):

@@ -22,7 +22,7 @@ def command() -> None:
     "cases",
     multiple=True,
     metavar="NAME",
-    help="case-f, case-f-60000, sparse-l1, dense, mlp-1024, mlp-1024-layered, conv, path, memory, import; "
+    help="case-f, case-f-60000, sparse-l1, dense, mlp-1024, mlp-1024-layered, conv-l1, conv-kappa (or conv), path, memory, import; "
     "repeatable. [default: all]",
 )
 @click.option(

@@ -164,6 +164,9 @@ def read_dump(path: str | Path) -> RowDump:
         raise FormatError(
             f"{path} has format version {parts['format_version']}; this simtool reads {_VERSION}. Use the version that wrote it."
         )
+    for name in ("W", "target", "sample_weight"):
+        if name in parts and not np.isfinite(parts[name]).all():
+            raise FormatError(f"{path} holds NaN or infinity in {name}. Dump the row again from its run.")
     try:
         penalty = Penalty(*(float(weight) for weight in parts["penalty"]))
         kappa = float(parts["kappa"]) if "kappa" in parts else None
