@@ -89,10 +89,10 @@ class Design:
         return _rough(self._w, vectors if self.root_weight is None else vectors * self.root_weight)
 
     def guessed_correlation(self, vectors: np.ndarray) -> np.ndarray:
-        """The same from :attr:`sample` alone, which is not None: (r, d), a fraction of the work, and only a guess."""
+        """The same from ``vectors`` (r, k) on :attr:`sample` alone, which is not None: only a guess, (r, d)."""
         assert self.sample is not None
         part, step = self.sample
-        return step * _rough(part, vectors[:, ::step])
+        return step * _rough(part, vectors)
 
     @property
     def rough_error(self) -> float:

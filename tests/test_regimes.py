@@ -14,7 +14,7 @@ from simtool.design import Design
 from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
 from simtool.row_space import ApartSpace, GramSpace, SingularSpace, row_space
-from simtool.solvers import native, regime, working_set
+from simtool.solvers import guessing, native, regime, working_set
 from simtool.solvers.elimination import Elimination, SharedGram, solve_rows
 from simtool.solvers.face import solve_reduced
 from simtool.solvers.pursuit import pursue
@@ -36,7 +36,7 @@ def _cold(rows: RowSet) -> np.ndarray:
 def _everything_at_once(rows: RowSet) -> np.ndarray:
     """Working sets that take in every feature that pays: no selection."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_GUESSED", "_WANTED", "_POOL"):
+        for name in ("_WANTED", "_POOL"):
             patch.setattr(working_set, name, 10**6)
         return working_set.solve(rows, 1e-6)
 
@@ -46,9 +46,9 @@ def _guessed(rows: RowSet) -> np.ndarray:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simtool.design._SAMPLE_STEP", 2)
         patch.setattr("simtool.design._SAMPLE_LEAST", 1)
-        for name in ("_GUESSED", "_WANTED"):
-            patch.setattr(working_set, name, 1)
-        patch.setattr(working_set, "_POOL", 3)
+        for module in (working_set, guessing):
+            patch.setattr(module, "_WANTED", 1)
+            patch.setattr(module, "_POOL", 3)
         return working_set.solve(rows, 1e-6)
 
 

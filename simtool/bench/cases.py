@@ -59,7 +59,7 @@ class ModelCase:
 @dataclass(frozen=True)
 class ConvCase:
     """Post-ReLU positions of a convolution as features: d far above m, no Gram matrix; ``nonzeros`` as above, or the
-    lasso with kappa .99."""
+    lasso with kappa .99. ``rows`` are those of a shard of the product at these sizes."""
 
     name: str
     title: str
@@ -142,8 +142,8 @@ CASES: tuple[ModelCase | ConvCase, ...] = (
         replace(LASSO, structure="layered"),
         (Promise(RATIO, 4.0, 2.5),),
     ),
-    ConvCase("conv-l1", "conv states, d = 26 000, l1", 2000, 45, 64, _CONV_PROMISES, 50),
-    ConvCase("conv-kappa", "conv states, d = 26 000, kappa .99", 2000, 45, 64, _CONV_PROMISES),
+    ConvCase("conv-l1", "conv states, d = 26 000, l1", 2000, 45, 128, _CONV_PROMISES, 50),
+    ConvCase("conv-kappa", "conv states, d = 26 000, kappa .99", 2000, 45, 128, _CONV_PROMISES),
 )
 
 # Cases that are no single model: how they run is in rows.py.

@@ -1,4 +1,4 @@
-"""Which of many features to take into a working set together, compiled.
+"""Which of many features to take into a working set together.
 
 The features that pay most are often the same one over and over (neighbouring pixels, channels of one filter). So one
 is taken at a time, and what the others pay is corrected for it by their inner products, as in matching pursuit.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from simtool.solvers.compiling import compiled
+from simtool.solvers.elimination import Elimination
 
 
 @compiled
@@ -44,3 +45,20 @@ def pursue(gram, gradient, threshold, wanted):
         chosen[count] = best
         count += 1
     return chosen[:count]
+
+
+def excess(elimination: Elimination, rough: np.ndarray, multiplier: float) -> tuple[np.ndarray, np.ndarray]:
+    """By how much the sizes of the products ``rough`` (d,) exceed what they must to pay, (d,), and what that is, (d,)."""
+    two_l = 2.0 * elimination.rows.objective.loss_weight
+    threshold = np.asarray(elimination.rows.objective.penalty.slope / two_l)
+    if multiplier > 0.0:
+        held, inside = multiplier / two_l, elimination.inside
+        threshold = threshold + (held if inside.all() else held * inside)
+    return np.abs(rough) - threshold, np.broadcast_to(threshold, rough.shape)
+
+
+def largest(features: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` of ``features`` with the largest ``keys`` (d,), in no order."""
+    if features.size <= count:
+        return features
+    return np.asarray(features[np.argpartition(-keys[features], count - 1)[:count]])

@@ -17,13 +17,12 @@ from simtool.problem import RowSet
 from simtool.screening import screen
 from simtool.solvers.elimination import Elimination
 from simtool.solvers.face import solve_reduced
-from simtool.solvers.pursuit import pursue
+from simtool.solvers.guessing import guess
+from simtool.solvers.pursuit import excess, largest, pursue
 
-# Rows that share a product: many, unless their working sets would take more memory than a Gram matrix.
-_MOST_ROWS, _LEAST_ROWS, _NUMBERS = 64, 8, 2**17
-_CAPACITY = 128
+BLOCK = 64
 _POOL, _LAST_POOL = 128, 512
-_GUESSED, _WANTED = 32, 16  # features taken at a time
+_WANTED = 16  # features taken at a time
 # The pool also holds features this near to paying: they are the next to do so.
 _NEAR = 0.9
 # Without a slope the multiplier of kappa is the threshold, and before the first solve nothing knows it.
@@ -43,32 +42,19 @@ def solve(rows: RowSet, tolerance: float, *, sample: bool = True, screening: boo
         targets = rows.target()
         shrunk = elimination.shrink(targets)
         squares = np.maximum(np.einsum("ij,ij->i", targets, shrunk), 0.0)
-        size = min(rows.count, max(_LEAST_ROWS, min(_MOST_ROWS, _NUMBERS // rows.design.m)))
-        memory = np.empty((size, _CAPACITY, rows.design.m))  # every block's in turn
-        for start in range(0, rows.count, size):
+        for start in range(0, rows.count, BLOCK):
             block = [
-                _WorkingSet(elimination, i, shrunk[i], float(squares[i]), tolerance, memory[i - start])
-                for i in range(start, min(start + size, rows.count))
+                _WorkingSet(elimination, i, shrunk[i], float(squares[i]), tolerance)
+                for i in range(start, min(start + BLOCK, rows.count))
             ]
             if sample:
-                _guess(rows, block)
+                indices = range(start, start + len(block))
+                for row, found in zip(block, guess(elimination, indices, shrunk), strict=True):
+                    row.begin(found)
             _solve_block(rows, block, screening)
             for row in block:
                 w[row.index, row.members] = row.w
     return elimination.complete(w)
-
-
-def _guess(rows: RowSet, block: list[_WorkingSet]) -> None:
-    """Take what pays on a sample of the samples, where there are enough of them."""
-    if rows.design.sample is None:
-        return
-    features, step = rows.design.sample
-    unfinished = block
-    while unfinished:
-        rough = rows.design.guessed_correlation(np.array([row.residual for row in unfinished]))
-        unfinished = [
-            row for row, found in zip(unfinished, rough, strict=True) if row.guess(found, features, step)
-        ]
 
 
 def _solve_block(rows: RowSet, block: list[_WorkingSet], screening: bool) -> None:
@@ -98,13 +84,11 @@ class _WorkingSet:
         target: np.ndarray,
         square: float,
         tolerance: float,
-        memory: np.ndarray,
     ) -> None:
         self._elimination, self.index = elimination, index
         self._target, self._square, self._tolerance = target, square, tolerance
         self._rows = elimination.rows
         self._two_l = 2.0 * self._rows.objective.loss_weight
-        self._held = memory  # W of the members, in its first rows
         self._gram = np.zeros((0, 0))
         self._correlation = np.zeros(0)
         self._alive = np.zeros(0, dtype=bool)
@@ -114,32 +98,14 @@ class _WorkingSet:
         self.w = np.zeros(0)
         self.residual = target
 
-    def guess(self, rough: np.ndarray, features: np.ndarray, step: int) -> bool:
-        """Take what seems to pay, from the products ``rough`` (d,) with every ``step``-th sample alone.
-
-        ``features`` (d, m / step) are those samples. Returns whether there may be more.
-        """
-        over, threshold = self._excess(rough)
-        candidates = np.flatnonzero((over > (_NEAR - 1.0) * threshold) & self._outside)
-        candidates = candidates[self._may_enter(candidates, rough[candidates], np.zeros(candidates.size))]
-        if not np.any(over[candidates] > 0.0):
-            return False
-        pool = _largest(candidates, over, _POOL)
-        held = features[pool]
-        gram = (self._two_l * step) * (held @ held.T).astype(np.float64)
-        product = rough[pool]
-        chosen = pool[
-            self._choose(pool, np.ones(pool.size, dtype=bool), product, gram, np.zeros(pool.size), _GUESSED)
-        ]
-        new = self._rows.design.dense(chosen)
-        pays = self._pays(chosen, new @ self.residual)
-        if pays.any():
-            self._grow(chosen[pays], new[pays])
-        return bool(pays.any())
+    def begin(self, found: np.ndarray) -> None:
+        """Take the features ``found`` (k,) into the empty set."""
+        if found.size:
+            self._grow(found, self._rows.design.dense(found))
 
     def extend(self, rough: np.ndarray, screening: bool) -> bool:
         """Take what pays; ``rough`` (d,) is nearly W residual. Returns whether another look at all features is needed."""
-        over, threshold = self._excess(rough)
+        over, threshold = excess(self._elimination, rough, self._multiplier)
         margin = self._rows.design.rough_error * float(np.sqrt(self.residual @ self.residual))
         spread = margin * self._rows.design.norms
         uncertain = np.flatnonzero((over > -spread) & self._outside)
@@ -153,7 +119,7 @@ class _WorkingSet:
                 return False
         if uncertain.size < _POOL:
             near = np.flatnonzero((over > (_NEAR - 1.0) * threshold) & self._outside)
-            pool = _largest(near, over, _POOL)
+            pool = largest(near, over, _POOL)
             # All that are uncertain must be looked at before the row may be called solved.
             pool = np.union1d(pool, uncertain)
             return self._exhaust(pool)
@@ -175,7 +141,7 @@ class _WorkingSet:
                 break
             if gram is None:
                 gram = self._two_l * self._inner_products(pool, held)
-            chosen = self._choose(pool, pays, product, gram, self._slack(pool), _WANTED)
+            chosen = self._choose(pool, pays, product, gram, self._slack(pool))
             if not chosen.size:  # what pays only by rounding, or in units where pursuit cannot tell
                 chosen = np.flatnonzero(pays)[np.argmax(np.abs(product[pays]))][None]
             left[chosen] = False
@@ -201,27 +167,17 @@ class _WorkingSet:
         product: np.ndarray,
         gram: np.ndarray,
         slack: np.ndarray,
-        wanted: int,
     ) -> np.ndarray:
         gradient = self._two_l * product
         threshold = self._threshold(pool)
         usable = left & self._may_enter(pool, product, np.zeros(pool.size))
         if not self.members.size and not threshold.any():
             threshold = np.full(pool.size, _FIRST_THRESHOLD * np.abs(gradient[usable]).max(initial=0.0))
-        return np.asarray(pursue(gram, gradient, np.where(usable, threshold + slack, np.inf), wanted))
+        return np.asarray(pursue(gram, gradient, np.where(usable, threshold + slack, np.inf), _WANTED))
 
     def _threshold(self, features: np.ndarray) -> np.ndarray:
         """What the gradients of ``features`` must exceed."""
         return self._rows.objective.penalty.slope + self._multiplier * self._elimination.inside[features]
-
-    def _excess(self, rough: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """By how much products (d,) exceed what they must, (d,), and what that is: one number, or (d,)."""
-        inside = self._elimination.inside
-        threshold = np.asarray(self._rows.objective.penalty.slope / self._two_l)
-        if self._multiplier > 0.0:
-            held = self._multiplier / self._two_l
-            threshold = threshold + (held if inside.all() else held * inside)
-        return np.abs(rough) - threshold, np.broadcast_to(threshold, rough.shape)
 
     def _may_enter(self, features: np.ndarray, product: np.ndarray, error: np.ndarray) -> np.ndarray:
         return self._elimination.may_enter(self.index, product, error, features)
@@ -283,13 +239,12 @@ class _WorkingSet:
 
     def _grow(self, found: np.ndarray, new: np.ndarray) -> None:
         """Take ``found``, with rows ``new`` (k, m) of W, into the set and solve it again, from where it stands."""
-        elimination = self._elimination
+        design, elimination = self._rows.design, self._elimination
         shrunk = elimination.shrink(new)
         k = self.members.size
         self.members = np.concatenate([self.members, found])
         self._outside[found] = False
-        self._hold(k, new)
-        everything = self._held[: self.members.size]
+        everything = design.dense(self.members)
         cross = shrunk @ everything.T
         gram = np.empty((self.members.size, self.members.size))
         gram[:k, :k] = self._gram
@@ -297,24 +252,10 @@ class _WorkingSet:
         gram[k:, k:] = (cross[:, k:] + cross[:, k:].T) / 2.0
         self._gram = gram
         self._correlation = np.concatenate([self._correlation, new @ self._target])
-        squares = self._rows.design.squares[found]
+        squares = design.squares[found]
         self._alive = np.concatenate([self._alive, elimination.alive(np.diag(gram)[k:], squares)])
         start = np.concatenate([self.w, np.zeros(found.size)])
         row = elimination.row(self.index, self.members, gram, self._correlation, self._square, self._alive)
         self.w, self._multiplier = solve_reduced(row, self._tolerance, start)
         used = np.flatnonzero(self.w)
         self.residual = self._target - elimination.shrink((self.w[used] @ everything[used])[None])[0]
-
-    def _hold(self, k: int, new: np.ndarray) -> None:
-        if k + new.shape[0] > self._held.shape[0]:
-            larger = np.empty((max(2 * k, k + new.shape[0]), new.shape[1]))
-            larger[:k] = self._held[:k]
-            self._held = larger
-        self._held[k : k + new.shape[0]] = new
-
-
-def _largest(features: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` of ``features`` with the largest ``keys`` (d,), in no order."""
-    if features.size <= count:
-        return features
-    return features[np.argpartition(-keys[features], count - 1)[:count]]
