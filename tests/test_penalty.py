@@ -83,3 +83,14 @@ def test_weights_must_be_finite_and_non_negative(bad: float) -> None:
 def test_lam0_alone_is_refused() -> None:
     with pytest.raises(OptionError, match="no effect without lam2"):
         Penalty(lam0=1.0)
+
+
+def test_the_command_line_reaches_all_three_weights() -> None:
+    from simtool.stages.sparsify.options import SparsifyOptions, penalty_of, resolve
+
+    def chosen(**options: float) -> Penalty:
+        return penalty_of(resolve(SparsifyOptions(objective="perspective", **options), 1.0))
+
+    assert chosen() == Penalty(lam0=1e-3, lam2=1e-3)
+    assert chosen(alpha=0.5, beta=0.25) == Penalty(lam0=0.5, lam1=0.25, lam2=0.5)
+    assert chosen(alpha=0.5, beta=0.25, gamma=3.0) == Penalty(lam0=0.5, lam1=0.25, lam2=1.5)

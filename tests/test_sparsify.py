@@ -100,6 +100,7 @@ def test_mean_loss_divides_by_the_samples() -> None:
         ({"kappa": -0.1}, "--kappa must be finite and >= 0, got -0.1"),
         ({"kappa": float("nan")}, "--kappa must be finite"),
         ({"objective": "lasso", "alpha": 1e-3}, "--alpha does not belong to --objective lasso"),
+        ({"objective": "l1", "kappa_on": "ab"}, "--kappa-on ab says what kappa bounds"),
         ({"objective": "ridge"}, "--objective must be one of"),
         ({"lambda1": 0.0}, "--lambda1 must lie in"),
         ({"tol": 1.0}, "--tol must lie in"),

@@ -95,7 +95,7 @@ class ObjectiveType(click.ParamType):
     type=click.Choice(["nonnegative", "nonpositive"]),
     is_flag=False,
     flag_value="nonnegative",
-    help="Sign of every coefficient but the biases; nonnegative where none is said.",
+    help="Sign of every coefficient but the biases; --sign alone means nonnegative.",
 )
 @click.option("--box", metavar="LO,HI", help="Bounds of every coefficient but the biases, LO <= 0 <= HI.")
 @click.option(

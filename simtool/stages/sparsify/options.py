@@ -110,6 +110,13 @@ class SparsifyOptions:
             )
         if self.kappa_on is not None:
             _one_of("--kappa-on", self.kappa_on, KAPPA_ON)
+            bounded = self.kappa is not None or self.kappa_outputs is not None or self.structure == "free"
+            the_lasso = self.objective == "lasso" and self.match == "relaxed"
+            if self.kappa_on == "ab" and not bounded and not the_lasso:  # "a" is what is meant without it
+                raise OptionError(
+                    f"--kappa-on {self.kappa_on} says what kappa bounds, but --objective {self.objective} has none. Pass "
+                    "--kappa, or leave --kappa-on out."
+                )
         for name in ("alpha", "beta", "gamma"):
             value = getattr(self, name)
             defaults: dict[str, dict[str, Any]] = {"alpha": _ALPHA, "beta": _BETA, "gamma": _GAMMA}
