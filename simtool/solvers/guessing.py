@@ -13,12 +13,10 @@ import numpy as np
 
 from simtool.solvers.elimination import Elimination
 from simtool.solvers.face import solve_reduced
-from simtool.solvers.pursuit import excess, largest, pursue
+from simtool.solvers.pursuit import choose, excess, largest
 
 _POOL, _WANTED = 128, 32
 _PASSES = 4  # over one pool
-# Without a slope the multiplier of kappa is the threshold, and before the first solve nothing knows it.
-_FIRST_THRESHOLD = 0.5
 _TOLERANCE = 1e-3
 # What pays by less than this on a sample may not pay at all.
 _WORTH = 0.05
@@ -79,16 +77,21 @@ class _Sampled:
         return grown
 
     def _choose(self, pool: np.ndarray, held: np.ndarray, gram: np.ndarray, left: np.ndarray) -> np.ndarray:
-        elimination = self._elimination
         product = self._step * (held @ self.residual)
-        usable = left & elimination.may_enter(self._index, product, np.zeros(pool.size), pool)
-        gradient = self._two_l * product
-        slope = elimination.rows.objective.penalty.slope
-        threshold = slope + self._multiplier * elimination.inside[pool]
-        if not self.members.size and not threshold.any():
-            threshold = np.full(pool.size, _FIRST_THRESHOLD * np.abs(gradient[usable]).max(initial=0.0))
-        limit = np.where(usable, threshold * (1.0 + _WORTH), np.inf)
-        return np.asarray(pursue(gram, gradient, limit, _WANTED))
+        first = not self.members.size
+        return choose(
+            self._elimination,
+            self._index,
+            pool,
+            left,
+            product,
+            gram,
+            self._multiplier,
+            first,
+            _WORTH,
+            0.0,
+            _WANTED,
+        )
 
     def _grow(self, found: np.ndarray, new: np.ndarray) -> None:
         self.members = np.concatenate([self.members, found])

@@ -11,6 +11,9 @@ import numpy as np
 from simtool.solvers.compiling import compiled
 from simtool.solvers.elimination import Elimination
 
+# Without a slope the multiplier of kappa is the threshold, and before the first solve nothing knows it.
+_FIRST_THRESHOLD = 0.5
+
 
 @compiled
 def pursue(gram, gradient, threshold, wanted):
@@ -62,3 +65,31 @@ def largest(features: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
     if features.size <= count:
         return features
     return np.asarray(features[np.argpartition(-keys[features], count - 1)[:count]])
+
+
+def choose(
+    elimination: Elimination,
+    index: int,
+    pool: np.ndarray,
+    left: np.ndarray,
+    product: np.ndarray,
+    gram: np.ndarray,
+    multiplier: float,
+    first: bool,
+    worth: float,
+    slack: np.ndarray | float,
+    wanted: int,
+) -> np.ndarray:
+    """Positions in ``pool`` (k,) of the features that row ``index`` takes next, of those ``left`` (k,) bool.
+
+    ``product`` (k,) = W residual; ``first`` before anything is solved. They exceed their threshold by the fraction
+    ``worth`` and by ``slack``.
+    """
+    objective = elimination.rows.objective
+    gradient = 2.0 * objective.loss_weight * product
+    usable = left & elimination.may_enter(index, product, np.zeros(pool.size), pool)
+    threshold = objective.penalty.slope + multiplier * elimination.inside[pool]
+    if first and not threshold.any():
+        threshold = np.full(pool.size, _FIRST_THRESHOLD * np.abs(gradient[usable]).max(initial=0.0))
+    limit = np.where(usable, threshold * (1.0 + worth) + slack, np.inf)
+    return np.asarray(pursue(gram, gradient, limit, wanted))

@@ -3,8 +3,8 @@
 Every row keeps a working set of features with a small Gram matrix of its own, which the compiled kernel solves. A
 block of rows shares one product of W with all their residuals, in the precision the states are stored in; it says
 which other features may pay. The best of them are a row's pool: it takes from the pool what pays in float64, solves,
-and asks the pool again, until that is exhausted. First on a sample of the samples, where a product costs a fraction,
-and what is taken is only a guess; then on all of them, until no feature outside the working set pays more than the
+and asks the pool again, until that is exhausted. The first members are guessed on a sample of the
+samples, where all that costs a fraction; then rows look at all features until no feature outside the working set pays more than the
 certificate can bear. A row whose gap proves that only a pool of features can be in its solution is finished there.
 """
 
@@ -18,15 +18,13 @@ from simtool.screening import screen
 from simtool.solvers.elimination import Elimination
 from simtool.solvers.face import solve_reduced
 from simtool.solvers.guessing import guess
-from simtool.solvers.pursuit import excess, largest, pursue
+from simtool.solvers.pursuit import choose, excess, largest
 
 BLOCK = 64
 _POOL, _LAST_POOL = 128, 512
 _WANTED = 16  # features taken at a time
 # The pool also holds features this near to paying: they are the next to do so.
 _NEAR = 0.9
-# Without a slope the multiplier of kappa is the threshold, and before the first solve nothing knows it.
-_FIRST_THRESHOLD = 0.5
 # Screening is tried where no feature exceeds its threshold by more: only a small gap eliminates many.
 _NEARLY_SOLVED = 1.5
 # A violation this small, relative to the tolerance, costs the certificate a fraction of it.
@@ -141,7 +139,20 @@ class _WorkingSet:
                 break
             if gram is None:
                 gram = self._two_l * self._inner_products(pool, held)
-            chosen = self._choose(pool, pays, product, gram, self._slack(pool))
+            first, slack = not self.members.size, self._slack(pool)
+            chosen = choose(
+                self._elimination,
+                self.index,
+                pool,
+                pays,
+                product,
+                gram,
+                self._multiplier,
+                first,
+                0.0,
+                slack,
+                _WANTED,
+            )
             if not chosen.size:  # what pays only by rounding, or in units where pursuit cannot tell
                 chosen = np.flatnonzero(pays)[np.argmax(np.abs(product[pays]))][None]
             left[chosen] = False
@@ -159,21 +170,6 @@ class _WorkingSet:
         gram = step * (part @ part.T).astype(np.float64)
         np.fill_diagonal(gram, self._rows.design.squares[pool])
         return gram
-
-    def _choose(
-        self,
-        pool: np.ndarray,
-        left: np.ndarray,
-        product: np.ndarray,
-        gram: np.ndarray,
-        slack: np.ndarray,
-    ) -> np.ndarray:
-        gradient = self._two_l * product
-        threshold = self._threshold(pool)
-        usable = left & self._may_enter(pool, product, np.zeros(pool.size))
-        if not self.members.size and not threshold.any():
-            threshold = np.full(pool.size, _FIRST_THRESHOLD * np.abs(gradient[usable]).max(initial=0.0))
-        return np.asarray(pursue(gram, gradient, np.where(usable, threshold + slack, np.inf), _WANTED))
 
     def _threshold(self, features: np.ndarray) -> np.ndarray:
         """What the gradients of ``features`` must exceed."""
