@@ -20,8 +20,9 @@ from simtool.solvers import native
 from simtool.stages.inspect import inspect
 from simtool.stages.sparsify import elimination, elimination_rounds
 from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.inputs import write_inputs
 from simtool.stages.sparsify.options import SparsifyOptions
-from simtool.stages.sparsify.stage import _write_inputs, sparsify
+from simtool.stages.sparsify.stage import sparsify
 from simtool.stages.sparsify.structure import RowGroup
 from simtool.stages.sparsify.work import gram_array, plan_of, row_set
 from simtool.states import open_states
@@ -259,7 +260,7 @@ def test_rows_that_lose_nothing_keep_their_solution(digits: dict[str, Path], tmp
     folder = RunFolder(tmp_path / "run")
     plan = plan_of(folder)
     with open_states(digits["states"]) as states:
-        _write_inputs(folder, states)
+        write_inputs(folder, states)
     for name in plan.grams:  # the Gram matrices went with the work folder
         size = plan.grams[name].size
         w = folder.map_array("design")[plan.grams[name]].astype(np.float64)

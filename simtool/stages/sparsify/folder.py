@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -156,6 +157,24 @@ class RunFolder:
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def seal(self, name: str) -> None:
+        """Store the checksum of array ``name``, for :meth:`is_sealed`."""
+        write_bytes(self._checksum(name), self._sha256(name).encode())
+
+    def is_sealed(self, name: str) -> bool:
+        """Whether array ``name`` is there as it was when it was sealed; reads all of it."""
+        try:
+            return self._checksum(name).read_bytes() == self._sha256(name).encode()
+        except OSError:
+            return False
+
+    def _checksum(self, name: str) -> Path:
+        return self.work / f"{name}.sha256"
+
+    def _sha256(self, name: str) -> str:
+        with self.array(name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def map_array(self, name: str) -> np.ndarray:
         """The array written by :meth:`new_array`, mapped read-only."""

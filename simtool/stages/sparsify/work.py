@@ -167,6 +167,7 @@ def assemble_gram(folder: RunFolder, name: str) -> None:
     size = plan.grams[name].size
     with folder.new_array(gram_array(plan, name), (size, size), np.float64) as gram:
         _fill(folder, plan, name, gram)
+    folder.seal(gram_array(plan, name))
 
 
 def _fill(folder: RunFolder, plan: Plan, name: str, gram: np.ndarray) -> None:

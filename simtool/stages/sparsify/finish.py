@@ -1,0 +1,108 @@
+"""Finished shards to model.h5, elimination.json, timing.json, and the JSON object that the command prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import resource
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from simtool.engines.shards import is_valid, write_bytes
+from simtool.errors import SimtoolError
+from simtool.model import load_model
+from simtool.stages.sparsify import elimination
+from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.merge import merge, spec_sha256
+from simtool.stages.sparsify.work import Plan
+from simtool.states import States
+
+_log = logging.getLogger("simtool")
+RESULT_KEYS = {
+    *("rows", "certified", "max_relative_gap", "nnz", "baseline_nnz", "sparsity", "statuses"),
+    *("norm_a_inf", "norm_a_inf_raw", "well_posed", "well_posed_by", "seconds", "solve_seconds"),
+    *("peak_memory_bytes", "engine", "workers", "run", "model"),
+}
+
+
+@dataclass
+class Times:
+    """Seconds of each phase, the largest memory of a worker, and where the work was done."""
+
+    engine: str
+    workers: int
+    gram_seconds: float = 0.0
+    elimination_seconds: float = 0.0
+    rows_seconds: float = 0.0
+    worker_peak_memory_bytes: float = 0.0
+    hosts: list[str] = field(default_factory=lambda: [platform.node()])
+
+    @property
+    def solve_seconds(self) -> float:
+        """Gram matrices, choice of features, rows and certificates; no file reading."""
+        return self.gram_seconds + self.elimination_seconds + self.rows_seconds
+
+
+def finish(folder: RunFolder, plan: Plan, source: States, times: Times, seconds: float) -> dict[str, Any]:
+    """Write the model of a run whose shards are all there; ``seconds`` is what the whole call took. Returns the result."""
+    model = merge(folder, plan, source, folder.read_spec())
+    model.save(folder.model, overwrite=True)
+    eliminated = elimination.finish(folder, plan)
+    result = _result(folder, times, seconds) | eliminated
+    content = {**asdict(times), "result": result}
+    write_bytes(folder.timing, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    folder.remove_work()
+    return result
+
+
+def finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
+    """The stored result if every shard and the model are there and valid."""
+    timing = folder.read_timing()
+    result = None if timing is None else timing.get("result")
+    keys = RESULT_KEYS | elimination.result_keys(plan)
+    if not isinstance(result, dict) or set(result) != keys or not folder.model.exists():
+        return None
+    if not elimination.is_complete(folder, plan):
+        return None
+    if not all(is_valid(folder.shard(index)) for index in range(len(plan.shards))):
+        return None
+    try:
+        model = load_model(folder.model)
+    except SimtoolError as error:
+        _log.warning("the model of this finished run is damaged (%s); it is written again", error)
+        return None
+    if model.fingerprints.get("spec") != spec_sha256(folder.read_spec()):
+        _log.warning("the model in this finished run belongs to another run; it is written again")
+        return None
+    _log.info("%s is finished already; its result is returned", folder.path)
+    return {**result, "run": str(folder.path), "model": str(folder.model)}
+
+
+def _result(folder: RunFolder, times: Times, seconds: float) -> dict[str, Any]:
+    """The JSON object of the command, read back from the model as it was written."""
+    model = load_model(folder.model)
+    table = model.certificates
+    assert table is not None
+    verdict = model.well_posedness()
+    own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "rows": len(table),
+        "certified": int(table.certified.sum()),
+        "statuses": table.count_by_status(),
+        "max_relative_gap": float(table.relative_gap.max(initial=0.0)),
+        "nnz": model.nnz,
+        "baseline_nnz": model.baseline_nnz,
+        "sparsity": model.sparsity if model.baseline_nnz else None,
+        "norm_a_inf": model.norm_a_inf,
+        "norm_a_inf_raw": model.norm_a_inf_raw,
+        "well_posed": verdict.well_posed,
+        "well_posed_by": verdict.by,
+        "seconds": seconds,
+        "solve_seconds": times.solve_seconds,
+        "peak_memory_bytes": int(max(own_peak, times.worker_peak_memory_bytes)),
+        "engine": times.engine,
+        "workers": times.workers,
+        "run": str(folder.path),
+        "model": str(folder.model),
+    }

@@ -1,0 +1,43 @@
+"""What is still to be done in a run folder, and the order of it: Gram tiles, matrices, the heuristic's choice, rows.
+
+Every engine goes through the same steps. Tiles, the choice and rows are tasks; what joins tiles is done by whoever
+coordinates.
+"""
+
+from __future__ import annotations
+
+from simtool.engines.shards import is_valid
+from simtool.stages.sparsify import elimination
+from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.work import Plan, assemble_gram, gram_array
+
+
+class Steps:
+    """The unfinished work of ``folder``, looked up when made: shards that are missing or damaged count as undone.
+
+    Attributes
+    ----------
+    rows : the shards of rows to be solved
+    grams : the Gram matrices these need that are not assembled
+    tiles : the tiles of these to be computed
+    choose : whether ``--eliminate heuristic`` has to choose its features first
+    """
+
+    def __init__(self, folder: RunFolder, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
+        self.choose = not elimination.is_chosen(folder, plan)
+        self.rows = [
+            index for index in range(len(plan.shards)) if self.choose or not is_valid(folder.shard(index))
+        ]
+        needed = {plan.groups[plan.shards[index].group].gram for index in self.rows} & set(plan.grams)
+        self.grams = [name for name in sorted(needed) if not folder.is_sealed(gram_array(plan, name))]
+        self.tiles = [
+            index
+            for index, tile in enumerate(plan.tiles)
+            if tile[0] in self.grams and not is_valid(folder.tile(index))
+        ]
+
+    def assemble(self) -> None:
+        """Join the tiles, all of which must be there, to the matrices that the rows need."""
+        for name in self.grams:
+            assemble_gram(self.folder, name)
