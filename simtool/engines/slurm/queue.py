@@ -20,7 +20,7 @@ _HOPELESS = {
     "DependencyNeverSatisfied": "the job before it failed in a way that ends the chain",
     "PartitionTimeLimit": "--time is longer than the partition allows",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows",
-    "PartitionConfig": "it asks for more than the nodes of the partition have",
+    "PartitionConfig": "it asks for more cores, memory or time than the partition has",
     "BadConstraints": "no node can satisfy what it asks for",
     "InvalidAccount": "the account does not exist",
     "InvalidQOS": "the QOS does not exist",
