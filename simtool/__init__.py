@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from simtool.engines import EngineOptions
+    from simtool.engines.slurm import SlurmOptions
     from simtool.errors import SimtoolError
     from simtool.model import FixedPoint, ImplicitModel
     from simtool.model import load_model as load
@@ -29,15 +31,19 @@ if TYPE_CHECKING:
     from simtool.stages.predict import predict
     from simtool.stages.replay import replay
     from simtool.stages.sparsify.options import SparsifyOptions
-    from simtool.stages.sparsify.stage import sparsify
+    from simtool.stages.sparsify.stage import resume, sparsify
+    from simtool.stages.sparsify.status import cancel, status
     from simtool.states import open_states
 
 _HOMES = {
+    "EngineOptions": ("simtool.engines", "EngineOptions"),
     "FixedPoint": ("simtool.model", "FixedPoint"),
     "ImplicitModel": ("simtool.model", "ImplicitModel"),
     "NetworkSpec": ("simtool.networks", "NetworkSpec"),
     "SimtoolError": ("simtool.errors", "SimtoolError"),
+    "SlurmOptions": ("simtool.engines.slurm", "SlurmOptions"),
     "SparsifyOptions": ("simtool.stages.sparsify.options", "SparsifyOptions"),
+    "cancel": ("simtool.stages.sparsify.status", "cancel"),
     "convert": ("simtool.stages.convert", "convert"),
     "evaluate": ("simtool.report", "evaluate"),
     "extract": ("simtool.stages.extract", "extract"),
@@ -46,16 +52,21 @@ _HOMES = {
     "open_states": ("simtool.states", "open_states"),
     "predict": ("simtool.stages.predict", "predict"),
     "replay": ("simtool.stages.replay", "replay"),
+    "resume": ("simtool.stages.sparsify.stage", "resume"),
     "sparsify": ("simtool.stages.sparsify.stage", "sparsify"),
+    "status": ("simtool.stages.sparsify.status", "status"),
 }
 
 __all__ = [
+    "EngineOptions",
     "FixedPoint",
     "ImplicitModel",
     "NetworkSpec",
     "SimtoolError",
+    "SlurmOptions",
     "SparsifyOptions",
     "__version__",
+    "cancel",
     "convert",
     "evaluate",
     "extract",
@@ -64,7 +75,9 @@ __all__ = [
     "open_states",
     "predict",
     "replay",
+    "resume",
     "sparsify",
+    "status",
 ]
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from simtool import __version__
 
 _PACKAGES = ("numpy", "scipy", "numba")
+_VECTOR_FLAGS = frozenset(
+    ["sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "asimd", "sve", "sve2"]
+)
 
 
 def package_version(name: str) -> str | None:
@@ -33,6 +37,18 @@ def blas_libraries() -> list[str]:
     return sorted({" ".join(str(entry.get(key)) for key in keys) for entry in own or found})
 
 
+def cpu_features() -> list[str]:
+    """The vector instructions of this processor that compiled code and BLAS choose by."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return sorted(set(value.split()) & _VECTOR_FLAGS)
+    except OSError:
+        pass
+    return [platform.processor()]
+
+
 def fingerprint(packages: tuple[str, ...] = ()) -> dict[str, Any]:
     """Versions and BLAS kernels, as stored in spec.json; ``packages`` are those that the solver needs beside our own.
 
@@ -42,6 +58,7 @@ def fingerprint(packages: tuple[str, ...] = ()) -> dict[str, Any]:
         "simtool": __version__,
         "python": ".".join(platform.python_version_tuple()[:2]),
         "machine": platform.machine(),
+        "cpu": cpu_features(),
         "blas": blas_libraries(),
         **{name: package_version(name) for name in (*_PACKAGES, *packages)},
     }

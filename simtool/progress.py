@@ -70,6 +70,7 @@ class TextProgress(Progress):
         if last:
             text += f" in {elapsed:.1f} s"
         elif self._done:
+            text += f", {self._done / max(elapsed, 1e-9):.3g} {self._unit}/s"
             text += f", ETA {format_seconds(elapsed / self._done * (self._total - self._done))}"
         if self._remark:
             text += f", {self._remark}"

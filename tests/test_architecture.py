@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         *("penalty", "row_space", "design", "problem", "certificate", "solvers"),
         *("stages", "states", "data", "networks", "model"),
     },
-    "cli": {"stages", "report", "networks", "model", "demo", "bench"},
+    "cli": {"stages", "engines", "report", "networks", "model", "demo", "bench"},
     "demo": {"stages", "report", "networks", "data"},
     "__main__": {"cli"},
 }

@@ -24,6 +24,12 @@ def emit(result: dict[str, Any], as_json: bool, human: str) -> None:
     click.echo(json.dumps(finite(result), allow_nan=False) if as_json else human)
 
 
+def table(lines: list[tuple[str, str]]) -> str:
+    """Names and values in two columns."""
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
 def progress_for(quiet: bool) -> Progress:
     """A progress display on stderr unless ``quiet``."""
     return NO_PROGRESS if quiet else TextProgress()

@@ -7,8 +7,11 @@ from typing import Any
 
 import click
 
-from simtool.cli.output import common_options, emit, progress_for
+from simtool.cli.engine import engine_options, taken_engine
+from simtool.cli.output import common_options, emit, progress_for, table
+from simtool.cli.status import describe as describe_status
 from simtool.importing import is_reference
+from simtool.progress import format_seconds
 
 OBJECTIVES = ["lasso", "l1", "perspective", "elastic-net", "least-squares"]
 
@@ -107,48 +110,52 @@ class ObjectiveType(click.ParamType):
 @click.option(
     "--weight-samples", type=click.Path(), metavar="FILE", help="Weights of the samples in the loss, a .npy."
 )
-@click.option("--engine", type=click.Choice(["serial", "process"]), default="process", show_default=True)
-@click.option("--workers", type=int, help="Worker processes. [default: all cores]")
+@engine_options("process")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what the run would take in time, memory and disk; write nothing."
+)
 @common_options
-def command(
-    states: Path,
-    output: Path,
-    engine: str,
-    workers: int | None,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def command(states: Path, output: Path, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Turn STATES into a sparse implicit model: one convex problem per row, each with a proof of optimality.
 
     The same command again resumes an interrupted run, or prints the result of a finished one. Exit code 3 means
     that the model was written but some rows are not certified at --tol.
     """
+    from simtool.stages.sparsify import stage
     from simtool.stages.sparsify.options import SparsifyOptions
-    from simtool.stages.sparsify.stage import sparsify
 
-    result = sparsify(
-        states,
-        output,
-        SparsifyOptions(**options),
-        engine=engine,
-        workers=workers,
-        progress=progress_for(quiet),
+    where, allow_mixed = taken_engine(options)
+    assert where is not None  # --engine has a default here
+    asked = SparsifyOptions(**options)
+    if dry_run:
+        found = stage.dry_run(states, output, asked, engine=where)
+        emit(found, as_json, describe_estimate(found))
+        return
+    result = stage.sparsify(
+        states, output, asked, engine=where, allow_mixed=allow_mixed, progress=progress_for(quiet)
     )
+    show(result, as_json, asked.tol)
+
+
+def show(result: dict[str, Any], as_json: bool, tol: float) -> None:
+    """Print the result of a run, or where its jobs stand; exit code 3 where rows are not certified."""
+    if "model" not in result:
+        emit(result, as_json, describe_status(result))
+        return
     emit(result, as_json, describe(result))
     if result["certified"] < result["rows"]:
-        click.echo(_what_to_do(result, options["tol"], output), err=True)
+        click.echo(_what_to_do(result, tol), err=True)
         raise SystemExit(3)
 
 
-def _what_to_do(result: dict[str, Any], tol: float, output: Path) -> str:
+def _what_to_do(result: dict[str, Any], tol: float) -> str:
     """Why rows are not certified, and the remedy for each reason."""
     from simtool.status import STATUSES
 
     missed = result["rows"] - result["certified"]
     lines = [
         f"warning: {missed} of {result['rows']} rows are not certified at --tol {tol:g} (largest relative gap "
-        f"{result['max_relative_gap']:.1e}). See simtool inspect {output} --row i."
+        f"{result['max_relative_gap']:.1e}). See simtool inspect {result['run']} --row i."
     ]
     for status in STATUSES[1:]:
         count = result["statuses"].get(status.label, 0)
@@ -194,5 +201,22 @@ def describe(result: dict[str, Any]) -> str:
         ),
         ("model", result["model"]),
     ]
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+    return table(lines)
+
+
+def describe_estimate(found: dict[str, Any]) -> str:
+    """What --dry-run says, in a few aligned lines."""
+
+    def size(value: int | None) -> str:
+        return "unknown" if value is None else f"{value / 2**20:.0f} MiB"
+
+    return table(
+        [
+            ("rows", f"{found['rows']} in {found['shards']} shards; {found['tiles']} Gram tiles"),
+            ("workers", str(found["workers"])),
+            ("time", f"about {format_seconds(found['seconds'])}, more where rows end with many non-zeros"),
+            ("memory", f"{size(found['memory_bytes'])} of {size(found['free_memory_bytes'])} free"),
+            ("disk", f"{size(found['disk_bytes'])} of {size(found['free_disk_bytes'])} free"),
+            ("fits", "yes" if found["fits"] else f"no: {found['lack']}"),
+        ]
+    )

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,28 @@ from simtool import errors
 from simtool.engines import Done
 from simtool.engines.threads import single_threaded_environment
 from simtool.errors import SimtoolError, WorkerError
+
+_log = logging.getLogger("simtool")
+_DRAIN_SECONDS = 10
+
+# Which worker, its exit code if it ended, and what it answered.
+_Answer = tuple[int, int | None, dict[str, Any]]
+
+
+@dataclass
+class _Crowd:
+    """The items of one run: those that wait, those in work (by worker), and those to be tried again with no other beside."""
+
+    waiting: deque[int]
+    alone: deque[int] = field(default_factory=deque)
+    busy: dict[int, int] = field(default_factory=dict)
+    retried: set[int] = field(default_factory=set)
+    answers: queue.Queue[_Answer] = field(default_factory=queue.Queue)
+    failure: SimtoolError | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self.waiting or self.alone or self.busy)
 
 
 def usable_cores() -> int:
@@ -40,34 +66,76 @@ class ProcessEngine:
         self._children: list[subprocess.Popen[str]] = []
 
     def run(self, task: str, folder: Path, items: Sequence[int], done: Done) -> None:
-        """See :class:`simtool.engines.Engine`."""
-        waiting = list(items)
-        answers: queue.Queue[tuple[int, int | None, dict[str, Any]]] = queue.Queue()
-        while len(self._children) < min(self.workers, len(waiting)):
+        """See :class:`simtool.engines.Engine`. A shard whose worker the system ended is tried once more, on its own."""
+        crowd = _Crowd(deque(items))
+        while len(self._children) < min(self.workers, len(items)):
             self._children.append(self._start())
-        busy: dict[int, int] = {}
-        failure: SimtoolError | None = None
-        cursor = 0
+        try:
+            while crowd.unfinished:
+                self._hand_out(crowd, task, folder)
+                if not crowd.busy:
+                    break
+                self._take(crowd, crowd.answers.get(), done)
+        except KeyboardInterrupt:
+            self._drain(crowd, done)
+            raise
+        if crowd.failure is not None:
+            raise crowd.failure
+
+    def _hand_out(self, crowd: _Crowd, task: str, folder: Path) -> None:
+        """Give every idle worker a shard; one that cost a worker its life waits until no other is in work."""
+        if crowd.failure is not None:
+            return
         for index in range(len(self._children)):
-            if cursor < len(waiting):
-                busy[index] = waiting[cursor]
-                self._ask(index, task, folder, waiting[cursor], answers)
-                cursor += 1
-        while busy:
-            index, code, answer = answers.get()
-            item = busy.pop(index)
-            if "error" in answer:
-                failure = failure or _rebuild(answer)
-            elif code is not None:
-                failure = failure or _death(item, code)
+            if index in crowd.busy:
+                continue
+            if crowd.waiting:
+                item = crowd.waiting.popleft()
+            elif crowd.alone and not crowd.busy:
+                item = crowd.alone.popleft()
             else:
-                done(item, answer["report"])
-            if failure is None and cursor < len(waiting):
-                busy[index] = waiting[cursor]
-                self._ask(index, task, folder, waiting[cursor], answers)
-                cursor += 1
-        if failure is not None:
-            raise failure
+                return
+            crowd.busy[index] = item
+            self._ask(index, task, folder, item, crowd.answers)
+
+    def _take(self, crowd: _Crowd, answer: _Answer, done: Done) -> None:
+        """Account for what a worker answered, or for its end."""
+        index, code, content = answer
+        item = crowd.busy.pop(index)
+        if code is not None:
+            _close_pipes(self._children[index])
+            self._children[index] = self._start()
+        if "error" in content:
+            crowd.failure = crowd.failure or rebuild(content)
+        elif code is None:
+            done(item, content["report"])
+        elif code < 0 and item not in crowd.retried:
+            _log.warning(
+                "the worker solving shard %d %s; it is tried again on its own", item, _ended_by(code)
+            )
+            crowd.retried.add(item)
+            crowd.alone.append(item)
+        else:
+            crowd.failure = crowd.failure or _death(item, code)
+
+    def _drain(self, crowd: _Crowd, done: Done) -> None:
+        """Let the running shards finish for a while: what they have done is then not lost."""
+        if not crowd.busy:
+            return
+        _log.info(
+            "interrupted: %d shards in work are let finish, for %d s at most (interrupt again to drop them)",
+            len(crowd.busy),
+            _DRAIN_SECONDS,
+        )
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while crowd.busy:
+            try:
+                answer = crowd.answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return
+            item = crowd.busy.pop(answer[0])
+            if "report" in answer[2]:
+                done(item, answer[2]["report"])
 
     def close(self) -> None:
         """Close the workers' input, which ends them, and wait; a worker in the middle of a task is terminated."""
@@ -82,8 +150,7 @@ class ProcessEngine:
                 except subprocess.TimeoutExpired:
                     child.terminate()
                     child.wait()
-                if child.stdout:
-                    child.stdout.close()
+                _close_pipes(child)
         finally:  # a second Ctrl-C comes while we wait
             for child in self._children:
                 if child.poll() is None:
@@ -108,7 +175,7 @@ class ProcessEngine:
         task: str,
         folder: Path,
         item: int,
-        answers: queue.Queue[tuple[int, int | None, dict[str, Any]]],
+        answers: queue.Queue[_Answer],
     ) -> None:
         child = self._children[index]
         request = json.dumps({"task": task, "folder": str(folder), "item": item})
@@ -130,22 +197,34 @@ class ProcessEngine:
         threading.Thread(target=talk, daemon=True).start()
 
 
-def _rebuild(answer: dict[str, Any]) -> SimtoolError:
-    """The error a worker reported, as the exception it was."""
+def _close_pipes(child: subprocess.Popen[str]) -> None:
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def rebuild(answer: dict[str, Any]) -> SimtoolError:
+    """The error that a worker reported, as the exception it was."""
     kind = getattr(errors, answer.get("type", ""), WorkerError)
     if not (isinstance(kind, type) and issubclass(kind, SimtoolError)):
         kind = WorkerError
     return kind(answer["error"])
 
 
+def _ended_by(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
 def _death(item: int, code: int) -> WorkerError:
-    if code < 0:
-        name = signal.Signals(-code).name
-        cause = f"was ended by {name}" + (
-            " (out of memory is the usual reason: use fewer --workers)" if name == "SIGKILL" else ""
+    if code == -signal.SIGKILL:
+        reason = (
+            ", on its own too: out of memory is the usual reason. Use fewer --samples in extract, --structure layered, or "
+            "a machine with more memory"
         )
     else:
-        cause = f"ended with exit code {code}; its message is above"
+        reason = "" if code < 0 else "; its message is above"
     return WorkerError(
-        f"the worker solving shard {item} {cause}. What was finished is kept: run the same command again."
+        f"the worker solving shard {item} {_ended_by(code)}{reason}. What was finished is kept: the same command "
+        "resumes."
     )

@@ -12,9 +12,10 @@ from typing import Any
 from simtool.engines.shards import is_valid, write_bytes
 from simtool.errors import SimtoolError
 from simtool.model import load_model
-from simtool.stages.sparsify import elimination
+from simtool.stages.sparsify import elimination, tracks
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.merge import merge, spec_sha256
+from simtool.stages.sparsify.tasks import ROWS
 from simtool.stages.sparsify.work import Plan
 from simtool.states import States
 
@@ -50,7 +51,11 @@ def finish(folder: RunFolder, plan: Plan, source: States, times: Times, seconds:
     model.save(folder.model, overwrite=True)
     eliminated = elimination.finish(folder, plan)
     result = _result(folder, times, seconds) | eliminated
-    content = {**asdict(times), "result": result}
+    shards = [
+        {"shard": track.index, "seconds": track.seconds, "host": track.owner["host"]}
+        for track in tracks.read(folder, ROWS)
+    ]
+    content = {**asdict(times), "shards": shards, "result": result}
     write_bytes(folder.timing, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     folder.remove_work()
     return result
@@ -75,7 +80,6 @@ def finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
     if model.fingerprints.get("spec") != spec_sha256(folder.read_spec()):
         _log.warning("the model in this finished run belongs to another run; it is written again")
         return None
-    _log.info("%s is finished already; its result is returned", folder.path)
     return {**result, "run": str(folder.path), "model": str(folder.model)}
 
 

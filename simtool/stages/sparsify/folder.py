@@ -7,13 +7,15 @@ RUN/rows/         one shard per piece of rows; before them, the features that a 
 RUN/model.h5      the answer
 RUN/elimination.json  what --eliminate found, with the numbers of the states file's rows
 RUN/timing.json   times, engine, workers, memory, and the result that is printed again on a rerun
+RUN/request.json  how the run was asked for: the states file, the engine and its options; no effect on the answer
+RUN/mixed/        there with --allow-mixed: the environments that worked on the run and differ from the spec's
+RUN/slurm/        scripts, jobs and logs of --engine slurm
 RUN/log.txt       what was logged
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +28,7 @@ import numpy as np
 
 from simtool.engines.shards import write_bytes
 from simtool.errors import FormatError, InputError, OutputError, SpecChanged
+from simtool.stages.sparsify.lock import locked
 
 SPEC_VERSION = 1
 
@@ -44,6 +47,10 @@ class RunFolder:
         self.timing = path / "timing.json"
         self.log = path / "log.txt"
         self.constraints = path / "constraints.shard"
+        self.request = path / "request.json"
+        self.mixed = path / "mixed"
+        self.slurm = path / "slurm"
+        self.tracks = self.work / "tracks"
 
     def shard(self, index: int) -> Path:
         return self.rows / f"{index:06d}.shard"
@@ -59,7 +66,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file; a run is a folder. Choose another -o.")
         # A run killed before it wrote its spec leaves only these; it may begin again.
-        begun = {"work", "rows", ".lock", "log.txt"}
+        begun = {"work", "rows", ".lock", ".owner", "log.txt"}
         if self.path.is_dir() and not self.spec.exists():
             foreign = [p.name for p in self.path.iterdir() if p.name not in begun and p.suffix != ".tmp"]
         else:
@@ -76,32 +83,19 @@ class RunFolder:
                 f"cannot create the run folder {self.path}: {error.strerror}. Choose another -o."
             ) from error
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder; the lock vanishes with the process, however it ends."""
-        try:
-            handle = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise OutputError(
-                f"{self.path} is not writable ({error.strerror}), and its run is not finished. Make it writable, or "
-                "choose another -o."
-            ) from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OutputError(
-                    f"{self.path} is in use by another simtool. Wait for it, or choose another -o."
-                ) from error
-            yield
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the folder; see :mod:`simtool.stages.sparsify.lock`."""
+        return locked(self.path)
 
     def claim(self, spec: dict[str, Any]) -> None:
-        """Store ``spec``, or check that the folder was started with the same one."""
+        """Store ``spec``, or check that the folder was started with the same one, in whatever environment."""
         if not self.spec.exists():
             write_bytes(self.spec, (json.dumps(spec, indent=2, sort_keys=True) + "\n").encode())
             return
         stored = self.read_spec()
         for key, section in spec.items():
+            if key == "environment":  # of whoever works on the run: see agreement.py
+                continue
             old = stored.get(key)
             if old == section:
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from simtool.engines import Engine
@@ -14,11 +13,16 @@ from simtool.stages.sparsify.finish import Times
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.inputs import write_inputs
 from simtool.stages.sparsify.steps import Steps
+from simtool.stages.sparsify.tasks import CHOICE, ROWS, TILES
 from simtool.stages.sparsify.work import Plan
 from simtool.states import States
 
-_WORK = "simtool.stages.sparsify.work"
-_ELIMINATE = "simtool.stages.sparsify.elimination_rounds"
+# Per phase: its task, and what progress calls it and counts.
+_PHASES = {
+    TILES: ("simtool.stages.sparsify.tasks:tile", "Gram matrix", "tiles"),
+    CHOICE: ("simtool.stages.sparsify.tasks:choose", "elimination", "task"),
+    ROWS: ("simtool.stages.sparsify.tasks:shard", "rows", "rows"),
+}
 
 
 def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progress: Progress) -> Times:
@@ -30,51 +34,64 @@ def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progres
     # Exact matching decides by the native solver whether a row is feasible.
     warm("native" if plan.options.match == "exact" else plan.options.solver or "native")
     write_inputs(folder, source)
-    phase = _Phases(folder, engine, times, progress)
-    if steps.tiles:
-        times.gram_seconds = phase.run(f"{_WORK}:gram_tile", steps.tiles, "Gram matrix", "tiles")
+    times.gram_seconds = run_tasks(folder, plan, engine, TILES, steps.tiles, progress, times)
     steps.assemble()
     if steps.choose:
         elimination.write_weights(folder, source.sensitivity)
-        times.elimination_seconds = phase.run(f"{_ELIMINATE}:eliminate", [0], "elimination", "task")
-    times.rows_seconds = phase.run(
-        f"{_WORK}:solve_shard",
-        steps.rows,
-        "rows",
-        "rows",
-        lambda index: plan.shards[index].stop - plan.shards[index].start,
-    )
+        times.elimination_seconds = run_tasks(folder, plan, engine, CHOICE, [0], progress, times)
+    times.rows_seconds = run_tasks(folder, plan, engine, ROWS, steps.rows, progress, times)
     return times
 
 
-class _Phases:
-    """Runs the tasks of one phase after the other and keeps the account."""
+def run_tasks(
+    folder: RunFolder,
+    plan: Plan,
+    engine: Engine,
+    phase: str,
+    items: list[int],
+    progress: Progress,
+    times: Times | None = None,
+) -> float:
+    """Carry out the tasks ``items`` of ``phase``; returns the seconds it took, and notes the workers' memory in ``times``."""
+    if not items:
+        return 0.0
+    task, label, unit = _PHASES[phase]
+    account = _Account(plan) if phase == ROWS else None
 
-    def __init__(self, folder: RunFolder, engine: Engine, times: Times, progress: Progress) -> None:
-        self._folder, self._engine, self._times, self._progress = folder, engine, times, progress
+    def done(item: int, report: dict[str, Any]) -> None:
+        if times is not None:
+            times.worker_peak_memory_bytes = max(
+                times.worker_peak_memory_bytes, float(report["peak_memory_bytes"])
+            )
+        if account is not None:
+            progress.note(account.add(item, report))
+        progress.advance(_weight(plan, phase, item))
 
-    def run(
-        self,
-        task: str,
-        items: list[int],
-        label: str,
-        unit: str,
-        weight: Callable[[int], int] = lambda _: 1,
-    ) -> float:
-        """Carry out ``task`` for all of ``items``; returns the seconds it took."""
-        started = time.perf_counter()
-        certified = 0
+    started = time.perf_counter()
+    progress.start(sum(_weight(plan, phase, item) for item in items), unit, label)
+    engine.run(task, folder.path.resolve(), items, done)
+    progress.finish()
+    return time.perf_counter() - started
 
-        def done(item: int, report: dict[str, Any]) -> None:
-            nonlocal certified
-            peak = float(report["peak_memory_bytes"])
-            self._times.worker_peak_memory_bytes = max(self._times.worker_peak_memory_bytes, peak)
-            if "certified" in report:
-                certified += report["certified"]
-                self._progress.note(f"{certified} certified")
-            self._progress.advance(weight(item))
 
-        self._progress.start(sum(weight(item) for item in items), unit, label)
-        self._engine.run(task, self._folder.path.resolve(), items, done)
-        self._progress.finish()
-        return time.perf_counter() - started
+def _weight(plan: Plan, phase: str, item: int) -> int:
+    return plan.shards[item].stop - plan.shards[item].start if phase == ROWS else 1
+
+
+class _Account:
+    """How many rows are certified, and which block takes longest."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._certified = plan, 0
+        self._seconds: dict[str, float] = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, item: int, report: dict[str, Any]) -> str:
+        """Count a finished shard; returns the remark that progress shows."""
+        block = self._plan.groups[self._plan.shards[item].group].name
+        self._certified += report["certified"]
+        self._seconds[block] = self._seconds.get(block, 0.0) + report["seconds"]
+        self._rows[block] = self._rows.get(block, 0) + report["rows"]
+        each = {name: seconds / self._rows[name] for name, seconds in self._seconds.items()}
+        slowest = max(each, key=lambda name: each[name])
+        return f"{self._certified} certified, slowest {slowest} ({1e3 * each[slowest]:.3g} ms a row)"

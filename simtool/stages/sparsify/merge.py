@@ -12,6 +12,7 @@ from scipy import sparse
 
 from simtool.engines.shards import read_shard
 from simtool.model import CertificateTable, ImplicitModel
+from simtool.stages.sparsify.agreement import foreign
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.work import CERTIFICATE_FIELDS, Plan
 from simtool.states import States
@@ -34,7 +35,7 @@ def merge(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -
         ),
         shape=(plan.n + plan.q, plan.n + plan.p),
     )
-    header = states.header
+    header, mixed = states.header, foreign(folder)
     model = ImplicitModel(
         A=whole[: plan.n, : plan.n],
         B=whole[: plan.n, plan.n :],
@@ -62,6 +63,7 @@ def merge(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -
             "options": spec["options"],
             "samples": plan.m,
             "input_range": list(header.input_range),
+            **({"mixed_environments": mixed} if mixed else {}),
         },
     )
     return replace(model, scale=model.rescaling())

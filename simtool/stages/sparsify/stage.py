@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simtool import engines, environment
 from simtool.blocks import lipschitz, to_json
+from simtool.engines import Engine, EngineOptions
 from simtool.errors import InputError, OutputError
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.solvers import backends
-from simtool.stages.sparsify import constraints, elimination
+from simtool.stages.sparsify import agreement, constraints, elimination, local, remote
+from simtool.stages.sparsify.estimate import estimate, require_room
 from simtool.stages.sparsify.finish import finish, finished
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
-from simtool.stages.sparsify.local import solve
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
-from simtool.stages.sparsify.work import Plan, plan_of
+from simtool.stages.sparsify.request import Request
+from simtool.stages.sparsify.status import status
+from simtool.stages.sparsify.work import Plan, constraints_of, plan_of
 from simtool.states import States, open_states
+
+if TYPE_CHECKING:
+    from simtool.engines.slurm import Jobs
 
 _log = logging.getLogger("simtool")
 
@@ -32,8 +37,9 @@ def sparsify(
     output: str | Path,
     options: SparsifyOptions | None = None,
     *,
-    engine: str = "process",
+    engine: str | EngineOptions = "process",
     workers: int | None = None,
+    allow_mixed: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
     """Solve every row of the states file and write the sparse implicit model.
@@ -44,44 +50,147 @@ def sparsify(
     output : the run folder; an unfinished run with the same spec is resumed, a finished one is returned
     options : what is asked of every row
     engine, workers : where rows are solved; no effect on the answer
+    allow_mixed : let machines work on the run whose packages, BLAS or CPU differ; recorded in the model
 
     Returns
     -------
     dict with rows, certified, statuses, max_relative_gap, nnz, baseline_nnz, sparsity, norm_a_inf, norm_a_inf_raw,
     well_posed, well_posed_by, seconds, solve_seconds, peak_memory_bytes, engine, workers, run, model; with
-    ``eliminate`` also eliminated_features, eliminated_per_row_mean
+    ``eliminate`` also eliminated_features, eliminated_per_row_mean. With the engine slurm, unless it waits: what
+    :func:`simtool.status` returns, once the jobs are submitted.
 
     Raises OptionError, InputError, FormatError, SpecChanged, OutputError or WorkerError; a run that failed can be
     resumed by the same call.
     """
-    started = time.perf_counter()
-    chosen = engines.get(engine, workers)
-    folder = RunFolder(Path(output))
-    try:
-        with open_states(Path(states)) as source:
-            source.verify_content()
-            asked, options = _constraints(source, options or SparsifyOptions())
-            spec = _spec(source, options)
-            # A finished run is only read: its folder need not be writable, nor free.
-            if folder.spec.exists():
-                folder.claim(spec)
-                result = finished(folder, plan_of(folder))
-                if result is not None:
-                    return result
-            backends.require(spec["options"]["solver"])
-            _check_own_objective(Plan(spec))
+    where = engine if isinstance(engine, EngineOptions) else EngineOptions(engine, workers)
+    with open_states(Path(states)) as source:
+        source.verify_content()
+        asked, options = _constraints(source, options or SparsifyOptions())
+        call = _Call(RunFolder(Path(output)), source, _spec(source, options), where, allow_mixed, progress)
+        return call.carry_out(asked)
+
+
+def resume(
+    run: str | Path,
+    *,
+    states: str | Path | None = None,
+    engine: str | EngineOptions | None = None,
+    workers: int | None = None,
+    allow_mixed: bool = False,
+    progress: Progress = NO_PROGRESS,
+) -> dict[str, Any]:
+    """Go on with the run in the folder ``run``: solve, or submit, only what is missing.
+
+    ``states`` is needed if the states file has moved; ``engine`` and ``workers`` change where rows are solved. Returns and
+    raises what :func:`sparsify` does.
+    """
+    folder = RunFolder(Path(run))
+    spec, request = folder.read_spec(), Request.read(folder)
+    if request is None and states is None:
+        raise InputError(f"{folder.request} is missing, so where the states are is not known. Pass --states.")
+    if engine is None:
+        where = request.engine if request is not None else EngineOptions()
+        where = where if workers is None else replace(where, workers=workers)
+    else:
+        where = engine if isinstance(engine, EngineOptions) else EngineOptions(engine, workers)
+    path = Path(states) if states is not None else request.states if request is not None else Path()
+    if not path.exists():
+        raise InputError(
+            f"the states file of {folder.path}, {path}, does not exist. Pass where it is with --states."
+        )
+    with open_states(path) as source:
+        source.verify_content()
+        if source.content_sha256() != spec["states"]["content_sha256"]:
+            raise InputError(f"{path} is not the states file of {folder.path}. Pass that one with --states.")
+        asked = constraints_of(folder, plan_of(folder))
+        return _Call(folder, source, spec, where, allow_mixed, progress).carry_out(asked)
+
+
+def dry_run(
+    states: str | Path,
+    output: str | Path,
+    options: SparsifyOptions | None = None,
+    *,
+    engine: str | EngineOptions = "process",
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """What :func:`sparsify` would take in time, memory and disk; writes nothing. See :class:`Estimate`."""
+    where = engine if isinstance(engine, EngineOptions) else EngineOptions(engine, workers)
+    with open_states(Path(states)) as source:
+        _, options = _constraints(source, options or SparsifyOptions())
+        return estimate(Plan(_spec(source, options)), where, Path(output)).to_json()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of sparsify or resume."""
+
+    folder: RunFolder
+    source: States
+    spec: dict[str, Any]
+    where: EngineOptions
+    allow_mixed: bool
+    progress: Progress
+
+    def carry_out(self, asked: constraints.Constraints) -> dict[str, Any]:
+        """Return the result of a finished run; else go on with it."""
+        folder, where = self.folder, self.where
+        # A finished run is only read: its folder need not be writable, nor free.
+        if folder.spec.exists():
+            folder.claim(self.spec)
+            result = finished(folder, plan_of(folder))
+            if result is not None:
+                _log.info("%s is finished already; its result is returned", folder.path)
+                return result
+            jobs = remote.jobs_at_work(folder)
+            if jobs is not None:
+                return self._follow(jobs)
+        backends.require(self.spec["options"]["solver"])
+        _check_own_objective(Plan(self.spec))
+        engine = None if where.name in engines.BATCH else engines.get(where)
+        try:
             folder.prepare()
             with folder.locked(), _logged_to(folder):
-                folder.claim(spec)
-                plan = plan_of(folder)
-                if plan.has_constraints_file:
-                    asked.save(folder.constraints)
-                _warn_if_interpolating(plan)
-                _check_room(folder, plan)
-                times = solve(folder, plan, source, chosen, progress)
-                return finish(folder, plan, source, times, time.perf_counter() - started)
-    finally:
-        chosen.close()
+                plan = self._begin(asked)
+                if engine is not None:
+                    return self._solve(plan, engine)
+                jobs = remote.submit(folder, plan, self.source, where)
+        finally:
+            if engine is not None:
+                engine.close()
+        return self._follow(jobs)
+
+    def _begin(self, asked: constraints.Constraints) -> Plan:
+        """Make the run ready to be worked on, and refuse what cannot be."""
+        folder = self.folder
+        folder.claim(self.spec)
+        if self.allow_mixed:
+            agreement.allow_mixed(folder)
+        agreement.require(folder)
+        plan = plan_of(folder)
+        require_room(plan, self.where, folder)
+        Request(self.source.path, self.where).write(folder)
+        if plan.has_constraints_file:
+            asked.save(folder.constraints)
+        _warn_if_interpolating(plan)
+        return plan
+
+    def _solve(self, plan: Plan, engine: Engine) -> dict[str, Any]:
+        started = time.perf_counter()
+        times = local.solve(self.folder, plan, self.source, engine, self.progress)
+        return finish(self.folder, plan, self.source, times, time.perf_counter() - started)
+
+    def _follow(self, jobs: Jobs) -> dict[str, Any]:
+        """Wait for jobs in the queue, or say where they stand."""
+        if self.where.name not in engines.BATCH:
+            ids = ", ".join(str(job.id) for job in jobs.jobs)
+            raise OutputError(
+                f"{self.folder.path} is being solved by the SLURM jobs {ids}. Wait for them (simtool status "
+                f"{self.folder.path}), or end them with simtool cancel {self.folder.path}."
+            )
+        if self.where.wait:
+            return remote.wait(self.folder, plan_of(self.folder), jobs, self.progress)
+        return status(self.folder.path)
 
 
 def _constraints(source: States, options: SparsifyOptions) -> tuple[constraints.Constraints, SparsifyOptions]:
@@ -143,35 +252,6 @@ def _warn_if_interpolating(plan: Plan) -> None:
             widest,
             2 * widest,
         )
-
-
-def _check_room(folder: RunFolder, plan: Plan) -> None:
-    """Refuse a run that memory or disk cannot hold, before any work."""
-    grams = max((features.size for features in plan.grams.values()), default=0) ** 2 * 8
-    inputs = (2 * plan.n + plan.p + plan.q) * plan.m * 4
-    available = _available_memory()
-    if available is not None and 2 * grams > available:
-        raise InputError(
-            f"the Gram matrix needs {2 * grams / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are free. "
-            "Use --structure layered, which needs one per layer only, or a machine with more memory."
-        )
-    stored = sum(features.size**2 * 16 for features in plan.grams.values())
-    free = shutil.disk_usage(folder.path).free
-    if inputs + stored > free:
-        raise OutputError(
-            f"the run needs about {(inputs + stored) / 2**20:.0f} MiB in {folder.path}, {free / 2**20:.0f} MiB are "
-            "free. Free some space or choose another -o."
-        )
-
-
-def _available_memory() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import resource
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,25 +123,21 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=4)
-def _plan(path: Path, modified: int) -> Plan:
-    del modified  # part of the key: another spec at the same path is another plan
+def _plan(path: Path, content: bytes) -> Plan:
+    del content  # part of the key: another spec at the same path is another plan, whatever a clock says of it
     return Plan(RunFolder(path).read_spec())
 
 
 def plan_of(folder: RunFolder) -> Plan:
-    """The plan of a run folder, read once per process."""
-    return _plan(folder.path, folder.spec.stat().st_mtime_ns)
+    """The plan of a run folder, made once per process. Raises InputError if it has no spec."""
+    try:
+        return _plan(folder.path, folder.spec.read_bytes())
+    except OSError:
+        return Plan(folder.read_spec())  # says what is wrong
 
 
-def _report(started: float, **extra: Any) -> dict[str, Any]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak, **extra}
-
-
-def gram_tile(path: Path, index: int) -> dict[str, Any]:
+def gram_tile(folder: RunFolder, index: int) -> dict[str, Any]:
     """Compute tile ``index`` of the Gram matrices and leave it in the work folder."""
-    started = time.perf_counter()
-    folder = RunFolder(path)
     plan = plan_of(folder)
     name, i, j = plan.tiles[index]
     features = plan.grams[name]
@@ -158,7 +152,7 @@ def gram_tile(path: Path, index: int) -> dict[str, Any]:
         b = a if i == j else np.asarray(w[right, samples], dtype=np.float64) * scale
         total += a @ b.T
     write_shard(folder.tile(index), {"tile": total})
-    return _report(started)
+    return {}
 
 
 def assemble_gram(folder: RunFolder, name: str) -> None:
@@ -272,10 +266,8 @@ def problems(
     )
 
 
-def solve_shard(path: Path, index: int) -> dict[str, Any]:
+def solve_shard(folder: RunFolder, index: int) -> dict[str, Any]:
     """Solve and certify shard ``index`` and leave it in the rows folder."""
-    started = time.perf_counter()
-    folder = RunFolder(path)
     plan = plan_of(folder)
     shard = plan.shards[index]
     kept = kept_features(folder, plan)
@@ -305,9 +297,8 @@ def solve_shard(path: Path, index: int) -> dict[str, Any]:
     if proven:
         (arrays["proven"],) = proven  # --eliminate takes no mask, so there is one piece
     write_shard(folder.shard(index), arrays)
-    return _report(
-        started,
-        rows=count,
-        certified=int(columns["certified"].sum()),
-        worst=float(columns["relative_gap"].max(initial=0.0)),
-    )
+    return {
+        "rows": count,
+        "certified": int(columns["certified"].sum()),
+        "worst": float(columns["relative_gap"].max(initial=0.0)),
+    }

@@ -1,0 +1,177 @@
+"""What a run will take, before it starts: time, memory and disk; and a refusal where it will not fit.
+
+Memory and disk follow from the sizes. Time is an order of magnitude: how many features a row ends with, which no size
+tells, decides how long it takes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simtool.engines import EngineOptions
+from simtool.errors import InputError, OutputError
+from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.structure import GRAM_TILE
+from simtool.stages.sparsify.work import Plan
+
+# Interpreter, numpy, scipy and numba; with the cone solvers CVXPY comes on top.
+_WORKER_BYTES, _CONE_WORKER_BYTES = 160 * 2**20, 320 * 2**20
+_START_SECONDS = 1.5
+# Seconds of a row beside its products with W, by its features: few non-zeros (lasso), some hundreds (the others).
+_FEW, _MANY = 5e-8, 1e-6
+_BISECTION, _CONE = 1e-6, 2.5e-9
+_CONVERTED = 1024 * 4096 * 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``memory_bytes``: private memory of all processes, and the Gram matrices that they share; ``disk_bytes``: the run folder
+    at its largest; ``seconds``: an order of magnitude; ``free_*``: what there is, None where unknown."""
+
+    rows: int
+    shards: int
+    tiles: int
+    workers: int
+    seconds: float
+    memory_bytes: int
+    worker_bytes: int
+    gram_bytes: int
+    disk_bytes: int
+    free_memory_bytes: int | None
+    free_disk_bytes: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory and disk suffice."""
+        return self.lack is None
+
+    @property
+    def lack(self) -> InputError | OutputError | None:
+        """What will not fit, and the levers, as the error to be raised."""
+        memory, disk = self.free_memory_bytes, self.free_disk_bytes
+        if memory is not None and 2 * self.gram_bytes > memory:
+            return InputError(
+                f"the Gram matrix needs {_gib(2 * self.gram_bytes)} of memory, {_gib(memory)} are free. "
+                "Use --structure layered, which needs one per layer only, or a machine with more memory."
+            )
+        if memory is not None and self.memory_bytes > memory:
+            return InputError(
+                f"{self.workers} workers need about {_gib(self.memory_bytes)} of memory, {_gib(memory)} are free. Use "
+                f"fewer --workers ({_gib(self.worker_bytes)} each), fewer --samples in extract, or --engine slurm."
+            )
+        if disk is not None and self.disk_bytes > disk:
+            return OutputError(
+                f"the run needs about {self.disk_bytes / 2**20:.0f} MiB on disk, {disk / 2**20:.0f} MiB are free. "
+                "Free some space or choose another -o."
+            )
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that --dry-run prints."""
+        return {**asdict(self), "fits": self.fits, "lack": None if self.lack is None else str(self.lack)}
+
+
+def estimate(plan: Plan, where: EngineOptions, output: Path) -> Estimate:
+    """What the run of ``plan`` takes on ``where``; ``output`` is its folder, there or not."""
+    from simtool.engines.process import usable_cores
+
+    local = where.name in ("serial", "process") or where.ray_address == "local"
+    if where.name == "slurm":
+        from simtool.engines.slurm import SlurmOptions
+
+        asked = where.slurm or SlurmOptions()
+        workers = asked.cpus_per_task * (asked.ray_nodes or min(asked.array_size, len(plan.shards)))
+    else:
+        workers = 1 if where.name == "serial" else where.workers or usable_cores()
+    workers = min(workers, max(1, len(plan.shards)))
+    grams = [features.size**2 * 8 for features in plan.grams.values()]
+    inputs = (2 * plan.n + plan.p + plan.q) * plan.m * 4
+    worker = max((_worker_bytes(plan, index) for index in range(len(plan.shards))), default=_WORKER_BYTES)
+    return Estimate(
+        rows=plan.n + plan.q,
+        shards=len(plan.shards),
+        tiles=len(plan.tiles),
+        workers=workers,
+        seconds=_seconds(plan, workers),
+        memory_bytes=_WORKER_BYTES + (0 if where.name == "serial" else workers * worker) + sum(grams),
+        worker_bytes=worker,
+        gram_bytes=max(grams, default=0),
+        disk_bytes=inputs + 2 * sum(grams),
+        free_memory_bytes=available_memory() if local else None,
+        free_disk_bytes=_free_disk(output),
+    )
+
+
+def require_room(plan: Plan, where: EngineOptions, folder: RunFolder) -> None:
+    """Raise InputError or OutputError if memory or disk cannot hold the run."""
+    lack = estimate(plan, where, folder.path).lack
+    if lack is not None:
+        raise lack
+
+
+def _worker_bytes(plan: Plan, index: int) -> int:
+    shard = plan.shards[index]
+    d, rows = plan.groups[shard.group].features.size, shard.stop - shard.start
+    if plan.options.needs_cone_solver or plan.options.solver in ("clarabel", "scs", "mosek"):
+        return _CONE_WORKER_BYTES + 6 * 8 * d * plan.m
+    gram = 8 * d * d if plan.groups[shard.group].gram in plan.grams else 2 * 8 * min(d, 512) * plan.m
+    return _WORKER_BYTES + 2 * min(_CONVERTED, 8 * d * plan.m) + gram + 4 * 8 * rows * plan.m
+
+
+def _seconds(plan: Plan, workers: int) -> float:
+    options = plan.options
+    products = float(sum(2 * GRAM_TILE**2 * plan.m for _ in plan.tiles))
+    alone = 0.0
+    for shard in plan.shards:
+        d, rows = plan.groups[shard.group].features.size, shard.stop - shard.start
+        products += 8.0 * rows * d * plan.m
+        if options.needs_cone_solver or options.solver in ("clarabel", "scs", "mosek"):
+            alone += rows * _CONE * d * d * plan.m
+        elif options.solver == "bisection":
+            alone += rows * _BISECTION * d * d
+        else:
+            alone += rows * d * (_FEW if options.objective == "lasso" else _MANY)
+    return _START_SECONDS + (products / _speed() + alone) / workers
+
+
+def _speed() -> float:
+    """Multiply-adds times two a second of this machine's float64 products, measured in some hundredths of a second."""
+    a = np.ones((512, 2048))
+    best = np.inf
+    for _ in range(3):
+        started = time.perf_counter()
+        a @ a.T
+        best = min(best, time.perf_counter() - started)
+    return float(2 * a.shape[0] ** 2 * a.shape[1] / max(best, 1e-9))
+
+
+def available_memory() -> int | None:
+    """Bytes that processes can still have, None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _free_disk(path: Path) -> int | None:
+    """Free bytes where ``path`` is or will be."""
+    for place in (path, *path.resolve().parents):
+        if place.is_dir():
+            try:
+                return shutil.disk_usage(place).free
+            except OSError:
+                return None
+    return None
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

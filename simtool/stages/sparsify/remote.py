@@ -1,0 +1,129 @@
+"""A run as a chain of SLURM jobs: an array of Gram tiles, what joins them, an array of row shards, the merge.
+
+Each job is ``simtool work RUN --phase ...``, which any other batch system can call as well. What is finished is told by
+files alone, so a job that was killed, requeued or cancelled costs what it had in hand and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+from simtool.engines import EngineOptions, slurm
+from simtool.engines.shards import write_bytes
+from simtool.errors import OutputError, WorkerError
+from simtool.progress import Progress
+from simtool.stages.sparsify import elimination, tracks
+from simtool.stages.sparsify.finish import finished
+from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.inputs import write_inputs
+from simtool.stages.sparsify.steps import Steps
+from simtool.stages.sparsify.tasks import ROWS, TILES
+from simtool.stages.sparsify.work import Plan
+from simtool.states import States
+
+_log = logging.getLogger("simtool")
+PREPARE, MERGE, WHOLE = "prepare", "merge", "all"
+_POLL_SECONDS = 2.0
+
+
+def submit(folder: RunFolder, plan: Plan, source: States, where: EngineOptions) -> slurm.Jobs:
+    """Lay out what the jobs read, and submit what is missing. Raises WorkerError with sbatch's own words."""
+    options = where.slurm or slurm.SlurmOptions()
+    slurm.require()
+    steps = Steps(folder, plan)
+    if steps.rows:
+        write_inputs(folder, source)
+    if steps.choose:
+        elimination.write_weights(folder, source.sensitivity)
+    if options.ray_nodes is not None:
+        title = "all rows, on Ray inside one allocation"
+        phases = [slurm.Phase("ray", _command(folder, WHOLE, "--ray-address", "auto"), None, title)]
+        return slurm.submit(phases, options, folder.slurm, render_phase=slurm.render_ray)
+    return slurm.submit(_chain(folder, steps, options), options, folder.slurm)
+
+
+def _chain(folder: RunFolder, steps: Steps, options: slurm.SlurmOptions) -> list[slurm.Phase]:
+    phases = []
+    if steps.tiles:
+        phases.append(_array(folder, TILES, steps.tiles, options, "tiles of the Gram matrices"))
+    if steps.grams or steps.choose:
+        title = "joins the tiles" + (", and chooses the features" if steps.choose else "")
+        phases.append(slurm.Phase(PREPARE, _command(folder, PREPARE), None, title))
+    if steps.rows:
+        phases.append(_array(folder, ROWS, steps.rows, options, "shards of rows"))
+    return [*phases, slurm.Phase(MERGE, _command(folder, MERGE), None, "writes model.h5 from the shards")]
+
+
+def _array(
+    folder: RunFolder, phase: str, items: list[int], options: slurm.SlurmOptions, title: str
+) -> slurm.Phase:
+    parts = min(options.array_size, -(-len(items) // options.cpus_per_task))
+    todo = folder.slurm / f"{phase}.json"
+    try:
+        folder.slurm.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create {folder.slurm}: {error.strerror}.") from error
+    write_bytes(todo, json.dumps(items).encode())
+    command = _command(
+        folder,
+        phase,
+        *("--items", str(todo.resolve()), "--part", "{part}", "--parts", str(parts)),
+        *("--workers", str(options.cpus_per_task)),
+    )
+    return slurm.Phase(phase, command, parts, title)
+
+
+def _command(folder: RunFolder, phase: str, *more: str) -> tuple[str, ...]:
+    run = str(folder.path.resolve())
+    return (sys.executable, "-m", "simtool", "work", run, "--phase", phase, "--quiet", *more)
+
+
+def jobs_at_work(folder: RunFolder) -> slurm.Jobs | None:
+    """The jobs of this run that are in the queue; None if there are none, or if SLURM cannot be asked from here."""
+    if not slurm.Jobs.exist(folder.slurm):
+        return None
+    jobs = slurm.Jobs.read(folder.slurm)
+    try:
+        return jobs if slurm.alive(jobs) else None
+    except WorkerError as error:
+        _log.warning("whether jobs of %s are still in the queue is not known: %s", folder.path, error)
+        return None
+
+
+def wait(folder: RunFolder, plan: Plan, jobs: slurm.Jobs, progress: Progress) -> dict[str, Any]:
+    """The result of the run, once no job is in the queue any more. Raises WorkerError if it is not finished then."""
+    rows = [shard.stop - shard.start for shard in plan.shards]
+    seen = sum(count for index, count in enumerate(rows) if folder.shard(index).exists())
+    progress.start(sum(rows) - seen, "rows", "rows on SLURM")
+
+    def report(states: dict[str, dict[str, int]], why: dict[str, str]) -> None:
+        nonlocal seen
+        now = sum(count for index, count in enumerate(rows) if folder.shard(index).exists())
+        waiting = {name: reason for name, reason in why.items() if not states[name]["running"]}
+        at_work = [f"{name} {count['running']}" for name, count in states.items() if count["running"]]
+        first = [f"{name} waits ({reason})" for name, reason in list(waiting.items())[:1] if not at_work]
+        progress.note(", ".join([f"running: {' '.join(at_work)}"] if at_work else first))
+        progress.advance(now - seen)
+        seen = now
+
+    slurm.wait(jobs, _POLL_SECONDS, report)
+    progress.finish()
+    result = finished(folder, plan)
+    if result is None:
+        raise WorkerError(missing(folder, plan))
+    return result
+
+
+def missing(folder: RunFolder, plan: Plan) -> str:
+    """Why a run whose jobs have ended is not finished, and what to do."""
+    absent = [index for index in range(len(plan.shards)) if not folder.shard(index).exists()]
+    failed = [track for phase in (TILES, ROWS) for track in tracks.read(folder, phase) if track.error]
+    words = f"{len(absent)} of {len(plan.shards)} shards of {folder.path} are missing"
+    if failed:
+        words += f"; {len(failed)} failed, the first with: {failed[0].error}"
+    elif not absent:
+        words = f"all shards of {folder.path} are there, but they are not merged"
+    return f"{words} (the jobs' words are in {folder.slurm / 'log'}). simtool resume {folder.path} submits what is missing."
