@@ -36,13 +36,14 @@ class _Member:
 
     def __init__(self, path: Path, name: str) -> None:
         self.what = f"{path}:{name}"
-        self._path, self._member = path, f"{name}.npy"
+        self._path = path
         with zipfile.ZipFile(path) as archive:
-            names = [entry.removesuffix(".npy") for entry in archive.namelist()]
+            names = {entry.removesuffix(".npy"): entry for entry in archive.namelist()}
             if name not in names:
                 raise InputError(
                     f"{path} has no array {name!r}; it has {', '.join(names) or 'none'}. Name them as {path}:inputs,labels."
                 )
+            self._member = names[name]
             info = archive.getinfo(self._member)
             with archive.open(info) as stream:
                 self.shape, self.fortran, self.dtype = _header(cast(BinaryIO, stream), self.what)
