@@ -10,7 +10,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from simtool.data.source import DataSource
-from simtool.data.stream import StreamSource, read_exactly
+from simtool.data.stream import StreamSource, check_end, read_exactly
 from simtool.errors import FormatError, InputError
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -67,6 +67,7 @@ class IdxFile:
         """The whole array."""
         with self.open() as stream:
             content = read_exactly(stream, prod(self.shape) * self.dtype.itemsize, str(self.path))
+            check_end(stream, str(self.path))
         return np.frombuffer(content, dtype=self.dtype).reshape(self.shape)
 
 

@@ -16,12 +16,22 @@ from simtool.errors import FormatError
 _SKIP_BYTES = 2**22
 
 
-def read_exactly(stream: BinaryIO, size: int, what: str) -> bytes:
-    """``size`` bytes of ``stream``; FormatError if it ends before or cannot be decompressed."""
+def _read(stream: BinaryIO, size: int, what: str) -> bytes:
     try:
-        content = stream.read(size)
+        return stream.read(size)
     except (EOFError, OSError, zlib.error, BadZipFile, NotImplementedError, RuntimeError) as error:
         raise FormatError(f"{what} is damaged or truncated ({error}). Get the file again.") from error
+
+
+def check_end(stream: BinaryIO, what: str) -> None:
+    """FormatError unless ``stream`` ends here; only at its end does a gzip file check what was read."""
+    if _read(stream, 1, what):
+        raise FormatError(f"{what} goes on where its data should end. Get the file again.")
+
+
+def read_exactly(stream: BinaryIO, size: int, what: str) -> bytes:
+    """``size`` bytes of ``stream``; FormatError if it ends before or cannot be decompressed."""
+    content = _read(stream, size, what)
     if len(content) != size:
         raise FormatError(
             f"{what} is truncated: {size} more bytes were announced, {len(content)} are there. Get the file again."
@@ -61,5 +71,7 @@ class StreamSource(DataSource):
                     _skip(stream, (int(run[0]) - position) * width, self.name)
                     parts.append(read_exactly(stream, run.size * width, self.name))
                     position = int(run[-1]) + 1
+                if position == self.count:
+                    check_end(stream, self.name)
                 flat = np.frombuffer(b"".join(parts), dtype=self.dtype)
                 yield flat.reshape(len(wanted), *self.sample_shape)
