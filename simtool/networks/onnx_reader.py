@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnx import numpy_helper
 
 from simtool import activations
 from simtool.errors import FormatError, InputError, UnsupportedOperator
+from simtool.importing import describe
 from simtool.networks import onnx_ops, patterns
 from simtool.networks.network import Recorded, collect, shaped, wanted_tensors
 from simtool.networks.program import Op, Program
@@ -25,6 +27,10 @@ from simtool.networks.symbolic import Interpreter
 
 _MIN_OPSET = 9
 _PROBE_BATCH = 3
+# What loading may take beside the file, in memory.
+_PROBE_BYTES = 2**28
+_PROBE_FACTOR = 8
+_MOST_VALUES = 2**24  # of one sample: an image of 4096 x 4096
 _FLOATS: dict[int, type[np.floating[Any]]] = {
     int(onnx.TensorProto.FLOAT): np.float32,
     int(onnx.TensorProto.DOUBLE): np.float64,
@@ -48,6 +54,11 @@ class OnnxNetwork:
                 f"{network}: the input {value.name!r} is of type {kind}; float or double is needed."
             )
         self._fixed_batch, self.input_shape = _input_shape(value, network, input_shape)
+        if prod(self.input_shape) * (self._fixed_batch or 1) > _MOST_VALUES:
+            raise InputError(
+                f"{network} takes {self._fixed_batch or 1} sample(s) of shape {self.input_shape} at once; at most {_MOST_VALUES} "
+                "values are taken. Export it with an open batch size, or check its input."
+            )
         program = _Translator(model, network, self._input).program()
         patterns.rewrite(program)
         program.refuse_unknown(network)
@@ -94,12 +105,12 @@ class OnnxNetwork:
             parts.append([result[: len(piece)] for result in results])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
-    def _open(self, names: Iterable[str]) -> onnxruntime.InferenceSession:
+    def _open(self, names: Iterable[str], limited: bool = False) -> onnxruntime.InferenceSession:
         exposed = onnx.ModelProto()
         exposed.CopyFrom(self._model)
         del exposed.graph.output[:]
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-        return _session(exposed, self._network)
+        return _session(exposed, self._network, limited)
 
     def _shapes(self, program: Program) -> dict[str, tuple[int, ...] | None]:
         """Each tensor's shape per sample, found by running a batch of zeros."""
@@ -108,7 +119,7 @@ class OnnxNetwork:
         shapes: dict[str, tuple[int, ...] | None] = {self._input: self.input_shape}
         if names:
             zeros = np.zeros((batch, *self.input_shape), dtype=self._dtype)
-            session = self._open(names)
+            session = self._open(names, limited=True)
             try:
                 values = session.run(names, {self._input: zeros})
             except Exception as error:  # onnxruntime's exceptions share no base class
@@ -121,11 +132,25 @@ class OnnxNetwork:
         return shapes
 
 
-def _session(model: onnx.ModelProto, network: str) -> onnxruntime.InferenceSession:
+def _limit_memory(size: int) -> None:
+    """Let the sessions that are limited take ``size`` bytes from now on, all of them together."""
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    as_requested = 1  # a block is as large as what is asked for, not twice the last one
+    onnxruntime.create_and_register_allocator(
+        memory, onnxruntime.OrtArenaCfg({"max_mem": size, "arena_extend_strategy": as_requested})
+    )
+
+
+def _session(model: onnx.ModelProto, network: str, limited: bool = False) -> onnxruntime.InferenceSession:
+    """``limited`` for a session on constants or few samples: a small file can ask for terabytes (Expand, Tile, Range)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised
+    if limited:
+        _limit_memory(_PROBE_BYTES + _PROBE_FACTOR * model.ByteSize())
+        options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -232,7 +257,14 @@ class _Translator:
             del field[:]
         model.graph.node.extend(folded)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-        values = _session(model, self._network).run(names, {})
+        try:
+            values = _session(model, self._network, limited=True).run(names, {})
+        except InputError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise InputError(
+                f"the constants of {self._network} cannot be computed by ONNX Runtime: {describe(error)}. Export it again."
+            ) from error
         for node, value in zip(folded, values, strict=True):
             if node.op_type == "Constant":
                 self._root(node.output[0], np.asarray(value))
@@ -280,7 +312,7 @@ class _Translator:
             if len(node.input) <= index or not node.input[index]:
                 return missing
             value = self._constants.get(node.input[index])
-            return None if value is None else float(value)
+            return None if value is None or value.size != 1 else float(value.reshape(()))
 
         low, high = bound(1, "min", -np.inf), bound(2, "max", np.inf)
         if low == 0.0 and high is not None and high >= float(np.finfo(np.float32).max):
@@ -330,5 +362,10 @@ def read_onnx(path: Path, input_shape: tuple[int, ...] | None) -> OnnxNetwork:
         model = onnx.inliner.inline_local_functions(model)
     digest = hashlib.sha256(path.read_bytes())
     for tensor in model.graph.initializer:  # weights may lie in files beside it
-        digest.update(tensor.name.encode() + numpy_helper.to_array(tensor).tobytes())
+        try:
+            digest.update(tensor.name.encode() + numpy_helper.to_array(tensor).tobytes())
+        except Exception as error:  # onnx's own checker lets some tensors pass that its reader refuses
+            raise FormatError(
+                f"{path}: the weights {tensor.name!r} cannot be read: {describe(error)}. Export it again."
+            ) from error
     return OnnxNetwork(model, str(path), input_shape, digest.hexdigest())
