@@ -84,7 +84,7 @@ def _datasets(
             raise refusal(path, full, f"is object number {seen[0]} of the file")
         if not isinstance(link, h5py.HardLink):
             raise refusal(path, full, "is a soft or external link")
-        item = group.get(name)
+        item = group[name]  # unlike get, it raises if the object is damaged
         if isinstance(item, h5py.Group):
             if depth >= _MAX_DEPTH or item == group.file:
                 raise refusal(path, full, "nests groups too deeply")

@@ -34,7 +34,7 @@ def _find(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
             raise FormatError(
                 f"{path}: {name!r} is a soft or external link, which is not followed. Store the data itself."
             )
-        item = group.get(part)
+        item = group[part]  # unlike get, it raises if the object is damaged
         if depth + 1 < len(parts) and isinstance(item, h5py.Group):
             group = item
         elif depth + 1 == len(parts) and isinstance(item, h5py.Dataset):
