@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -215,8 +215,7 @@ class SlurmCluster:
         except subprocess.SubprocessError:
             return None
 
-    def _await(self, condition: object, what: str) -> None:
-        assert callable(condition)
+    def _await(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not condition():
             if time.monotonic() > deadline:
@@ -239,6 +238,15 @@ class SlurmCluster:
                     found = set((entry / "environ").read_bytes().split(b"\0"))
                     if step in found or job <= found:
                         os.kill(int(entry.name), signal.SIGKILL)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what is bound to come; a minute or two on a busy machine, then it is a failure."""
+    for _ in range(2400):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
 
 
 def _user() -> str:

@@ -7,15 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slurm_cluster import SlurmCluster, slurm, slurm_session
+from slurm_cluster import SlurmCluster, slurm, slurm_session, until
 
 from simtool.engines import slurm as layer
 from simtool.engines.slurm import Job, Jobs, Phase, SlurmOptions, job_name, render, render_ray
@@ -262,15 +260,6 @@ def _finish(jobs: Jobs) -> None:
     layer.wait(jobs, 0.2)
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    """Wait for what is bound to come; the session's own limit ends a wait in vain."""
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
-
-
 @pytest.mark.slow
 def test_a_chain_runs_all_parts_in_order(run: Run) -> None:
     jobs = run.submit(
@@ -317,13 +306,13 @@ def test_parts_that_fail_or_die_leave_the_rest_and_are_submitted_again(run: Run)
 @pytest.mark.slow
 def test_a_cancelled_task_and_a_requeued_one(run: Run, slurm: SlurmCluster) -> None:
     jobs = run.submit(run.phase("rows", 3, "hold"), run.phase("merge"))
-    _until(lambda: layer.states(jobs)["rows"]["running"] == 3)
-    _until(lambda: len(list(run.out.glob("started-rows-*"))) == 3)
+    until(lambda: layer.states(jobs)["rows"]["running"] == 3)
+    until(lambda: len(list(run.out.glob("started-rows-*"))) == 3)
     number = jobs.jobs[0].id
     slurm.run("scancel", f"{number}_0")
     slurm.run("scontrol", "requeue", f"{number}_1")
     # bash is replaced by the command, so SIGTERM reaches it and it can end well.
-    _until(lambda: (run.out / "stopped-0").exists())
+    until(lambda: (run.out / "stopped-0").exists())
     run.go()
     _finish(jobs)
     assert sorted(run.lines("rows")) == [1, 2]
@@ -333,13 +322,13 @@ def test_a_cancelled_task_and_a_requeued_one(run: Run, slurm: SlurmCluster) -> N
 @pytest.mark.slow
 def test_a_lost_node_gives_its_tasks_to_the_others(run: Run, slurm: SlurmCluster) -> None:
     jobs = run.submit(run.phase("rows", 6, "hold"), run.phase("merge"))
-    _until(lambda: len(list(run.out.glob("started-rows-*"))) == 6)
+    until(lambda: len(list(run.out.glob("started-rows-*"))) == 6)
     number = jobs.jobs[0].id
     assert number is not None
     lost = slurm.where(number, 0)
     there = [part for part in range(6) if slurm.where(number, part) == lost]
     slurm.kill_node(lost)
-    _until(lambda: layer.states(jobs)["rows"]["pending"] == len(there))
+    until(lambda: layer.states(jobs)["rows"]["pending"] == len(there))
     assert layer.states(jobs)["merge"] == {"pending": 1, "running": 0}
     run.go()
     _finish(jobs)
@@ -354,7 +343,7 @@ def test_cancel_ends_this_run_and_nothing_else(run: Run, tmp_path: Path) -> None
     other = Run(tmp_path / "other")
     others = other.submit(other.phase("rows", 1, "hold"))
     jobs = run.submit(run.phase("rows", 8, "hold"), run.phase("merge"))
-    _until(lambda: layer.states(jobs)["rows"]["running"] > 0)
+    until(lambda: layer.states(jobs)["rows"]["running"] > 0)
     with pytest.raises(OutputError, match=r"in the queue already.*simtool cancel"):
         run.submit(run.phase("rows", 2))
     # A number that now belongs to somebody else is not ours.
@@ -367,7 +356,7 @@ def test_cancel_ends_this_run_and_nothing_else(run: Run, tmp_path: Path) -> None
     unknown = replace(jobs, jobs=tuple(replace(job, id=None) for job in jobs.jobs))
     assert layer.states(unknown) == layer.states(jobs)
     assert layer.cancel(unknown) == 9
-    _until(lambda: not layer.alive(jobs))
+    until(lambda: not layer.alive(jobs))
     assert layer.cancel(jobs) == 0
     assert not run.lines("merge")
     assert layer.alive(others)
@@ -415,7 +404,7 @@ def test_what_sbatch_refuses_is_said_in_its_words_with_the_lever(
 
     with pytest.raises(WorkerError, match=r"merge\.sbatch"):
         layer.submit([good, bad], SlurmOptions(), run.slurm, run.folder, render_phase)
-    _until(lambda: not layer.alive(Jobs.read(run.slurm)))
+    until(lambda: not layer.alive(Jobs.read(run.slurm)))
     # What a user's environment asks of sbatch does not take the place of what the run asked for.
     monkeypatch.setenv("SBATCH_PARTITION", "nowhere")
     monkeypatch.setenv("SQUEUE_FORMAT", "%i")
@@ -429,11 +418,11 @@ def test_jobs_that_can_never_start_are_not_waited_for(run: Run, slurm: SlurmClus
     with pytest.raises(WorkerError, match=r"Partition(TimeLimit|Config).*simtool cancel"):
         layer.wait(jobs, 0.5)
     layer.cancel(jobs)
-    _until(lambda: not layer.alive(jobs))
+    until(lambda: not layer.alive(jobs))
     for node in slurm.nodes:
         slurm.drain(node)
     jobs = run.submit(run.phase("rows", 2))
-    _until(lambda: "rows" in layer.reasons(jobs) and "Priority" not in layer.reasons(jobs)["rows"])
+    until(lambda: "rows" in layer.reasons(jobs) and "Priority" not in layer.reasons(jobs)["rows"])
     for node in slurm.nodes:
         slurm.undrain(node)
     _finish(jobs)
@@ -443,7 +432,7 @@ def test_jobs_that_can_never_start_are_not_waited_for(run: Run, slurm: SlurmClus
 @pytest.mark.slow
 def test_a_controller_that_is_away_is_waited_for(run: Run, slurm: SlurmCluster) -> None:
     jobs = run.submit(run.phase("rows", 1, "hold"))
-    _until(lambda: (run.out / "started-rows-0").exists())
+    until(lambda: (run.out / "started-rows-0").exists())
     slurm.stop_controller()
     try:
         with pytest.raises(WorkerError, match="controller does not answer"):
