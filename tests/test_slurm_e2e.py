@@ -113,7 +113,7 @@ def test_a_run_that_is_cancelled_and_resumed(here: Path) -> None:
     jobs = Jobs.read(here / "run" / "slurm")
     until(lambda: bool(_at_work(here)))
     assert simtool(here, "cancel", "run")["jobs"] > 0
-    until(lambda: not layer.alive(jobs))
+    assert not layer.alive(jobs)
     assert simtool(here, "status", "run")["state"] == "stopped"
     (here / "go").touch()
     result = simtool(here, "resume", "run", "--engine", "slurm", "--array-size", "2", "--wait")

@@ -80,8 +80,14 @@ def submit(
     return jobs
 
 
-def cancel(jobs: Jobs) -> int:
-    """End every job of ``jobs`` that is still in the queue, and no other; returns how many tasks that were."""
+def cancel(jobs: Jobs, seconds: float = 40.0) -> int:
+    """End every job of ``jobs`` that is still in the queue, and no other; returns how many tasks that were.
+
+    Waits at most ``seconds`` until they have left the queue, which takes a moment where they run, so that the run can be
+    submitted again at once.
+
+    Raises WorkerError if the controller does not answer, or refuses.
+    """
     found = queue.entries(jobs)
     # From the end of the chain: a job whose predecessor is gone would begin.
     ids = sorted({entry.job for entry in found}, reverse=True)
@@ -91,6 +97,9 @@ def cancel(jobs: Jobs) -> int:
         except tools.Refused as refused:
             if queue.alive(jobs) and "complet" not in refused.words.lower():
                 raise
+    deadline = time.monotonic() + seconds
+    while ids and time.monotonic() < deadline and queue.alive(jobs):
+        time.sleep(0.5)
     return len(found)
 
 
@@ -148,7 +157,7 @@ def _prepare(folder: Path) -> None:
 def _take_back(jobs: Jobs, error: BaseException) -> None:
     """End what was submitted of a chain that cannot be completed; where that fails too, say what is left."""
     try:
-        cancel(jobs)
+        cancel(jobs, seconds=0.0)
     except WorkerError as second:
         left = ", ".join(str(job.id) for job in jobs.jobs if job.id is not None) or "none that is known"
         error.add_note(f"Jobs submitted before it were not ended ({second}): {left}. Use scancel.")
