@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,14 +254,27 @@ def _warn_if_interpolating(plan: Plan) -> None:
         )
 
 
+class _RunLog(logging.FileHandler):
+    """A log that a full disk cannot turn into tracebacks: what cannot be written is left out."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        del record
+
+
 @contextmanager
 def _logged_to(folder: RunFolder) -> Iterator[None]:
     """Copy the log into the run folder while the run is at work."""
-    handler = logging.FileHandler(folder.log)
+    try:
+        handler = _RunLog(folder.log)
+    except OSError as error:
+        _log.warning("%s cannot be written (%s); the run goes on without it", folder.log, error.strerror)
+        yield
+        return
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _log.addHandler(handler)
     try:
         yield
     finally:
         _log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
