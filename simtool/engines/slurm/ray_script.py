@@ -27,7 +27,7 @@ nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=$(printf '%s\\n' "$nodes" | head -n 1)
 last=$(printf '%s\\n' "$nodes" | tail -n 1)
 name=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
-ip=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$last" getent ahosts "$name" | sed -n '1s/ .*//p')
+ip=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$last" getent ahostsv4 "$name" | sed -n '1s/ .*//p')
 port=$((20000 + SLURM_JOB_ID % 10000))
 export RAY_ADDRESS="$ip:$port"
 temporary=/tmp/simtool-ray-"$SLURM_JOB_ID"
