@@ -21,6 +21,7 @@ import numpy as np
 
 from simtool.dual_bound import BoxedDualBound, DualBound
 from simtool.problem import RowSet, primal_values
+from simtool.row_space import keep
 
 KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality", "solver-gap")
 DUALITY_GAP, NORMAL_EQUATIONS, FIXED_SUPPORT, EQUALITY, SOLVER_GAP = 0, 1, 2, 3, 4
@@ -128,20 +129,19 @@ def _one_pass(rows: RowSet, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _projected(rows: RowSet, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The same for theta projected on null(W_F), which needs the whole residual first."""
+    """The same for theta projected on null(W_F)."""
     weight = rows.objective.loss_weight
-    residual = np.empty((rows.count, rows.design.m))
-    for part in rows.design.parts():
-        residual[:, part.samples] = rows.target(part.samples) - part.outputs(w)
-    norms = np.einsum("ij,ij->i", residual, residual)
-    theta = rows.free_basis.project_out(residual)
-    linear = np.zeros(rows.count)
+    residual = keep(rows.residuals(w), rows.design.m)
+    theta = rows.free_basis.left_over(residual)
+    norms, linear, square = np.zeros(rows.count), np.zeros(rows.count), np.zeros(rows.count)
     correlation = np.zeros((rows.count, rows.design.d))
     for part in rows.design.parts():
-        here = theta[:, part.samples]
-        linear += np.einsum("ij,ij->i", here, rows.target(part.samples))
+        target = rows.target(part.samples)
+        before, here = residual.at(part.samples), theta.at(part.samples)
+        norms += np.einsum("ij,ij->i", before, before)
+        linear += np.einsum("ij,ij->i", here, target)
+        square += np.einsum("ij,ij->i", here, here)
         correlation += part.correlations(here)
-    square = np.einsum("ij,ij->i", theta, theta)
     return norms, 2.0 * weight * linear, weight * square, 2.0 * weight * correlation
 
 
@@ -151,7 +151,8 @@ def _relative_gap(rows: RowSet, primal: np.ndarray, dual: np.ndarray) -> np.ndar
     gap = primal - dual
     vanishing = (denominator == 0) & (gap == 0)
     if vanishing.any():  # a target whose square underflows is not the zero target
-        vanishing &= ~rows.target().any(axis=1)
+        at = np.flatnonzero(vanishing)
+        vanishing[at] = [not rows.subset(at[k : k + 1]).target().any() for k in range(at.size)]
     relative = np.divide(gap, denominator, out=np.full(gap.shape, np.inf), where=denominator > 0)
     relative[vanishing] = 0.0
     return np.where(np.isfinite(relative), relative, np.inf)

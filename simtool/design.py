@@ -15,8 +15,12 @@ from scipy import sparse
 SAMPLE_TILE = 4096
 # Of a larger design so many features are converted at a time: they stay in the cache.
 FEATURE_CHUNK = 1024
+# Features up to so many numbers are held in memory (64 MB); more are read in tiles of at most the second number.
+_MOST_HELD, _MOST_TILE = 8_000_000, 4_200_000
 # A sparse product pays below one non-zero in so many: its memory traffic costs more a number.
 _SPARSE = 12
+# Features are gathered by runs of neighbours where these are as long on average.
+_LEAST_RUN = 8
 # Of the samples: every eighth, 128 to 512 in all.
 _SAMPLE_STEP, _SAMPLE_LEAST, _SAMPLE_MOST = 8, 128, 512
 
@@ -25,14 +29,19 @@ class Design:
     """The design matrix W (d, m) that many rows share; read in tiles of samples, never modified.
 
     ``gram`` is W W^T where it is known already (sample weights included), ``sample_weight`` (m,) the weight of
-    every sample in the loss, finite and >= 0; None for 1.
+    every sample in the loss, finite and >= 0; None for 1. ``features`` (indices) says which rows of ``w`` are W's, None
+    for all: a choice from a mapped array is then never copied as a whole, where W has a Gram matrix.
     """
 
     def __init__(
-        self, w: np.ndarray, gram: np.ndarray | None = None, sample_weight: np.ndarray | None = None
+        self,
+        w: np.ndarray,
+        gram: np.ndarray | None = None,
+        sample_weight: np.ndarray | None = None,
+        features: np.ndarray | None = None,
     ) -> None:
-        self._w = w
-        self.d, self.m = w.shape
+        self._stored, self._index = w, features
+        self.d, self.m = w.shape[0] if features is None else features.size, w.shape[1]
         self.root_weight: np.ndarray | None = None
         if sample_weight is not None:
             weight = np.asarray(sample_weight, dtype=np.float64)
@@ -42,10 +51,19 @@ class Design:
         if gram is not None:
             self.__dict__["gram"] = gram
 
+    @cached_property
+    def _w(self) -> np.ndarray:
+        """W as it is stored."""
+        return self._stored if self._index is None else self._stored[self._index]
+
     def weighted(self, values: np.ndarray, samples: slice = slice(None)) -> np.ndarray:
         """``values`` (k, m) at ``samples``, times the square roots of their weights: float64."""
-        taken = np.ascontiguousarray(values[:, samples], dtype=np.float64)
-        return taken if self.root_weight is None else taken * self.root_weight[samples]
+        return self._weigh(values[:, samples], samples)
+
+    def _weigh(self, values: np.ndarray, samples: slice) -> np.ndarray:
+        if self.root_weight is None:
+            return np.ascontiguousarray(values, dtype=np.float64)
+        return np.multiply(values, self.root_weight[samples], dtype=np.float64)
 
     def parts(self) -> Iterator[Part]:
         """The weighted W in ranges of samples, for products with many rows."""
@@ -55,7 +73,7 @@ class Design:
     def tiles(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Sample ranges and the weighted W restricted to them, as float64 (d, tile)."""
         for samples in self._sample_tiles():
-            yield samples, self.weighted(self._w, samples)
+            yield samples, self.features(slice(None), samples)
 
     def _sample_tiles(self) -> Iterator[slice]:
         for start in range(0, self.m, SAMPLE_TILE):
@@ -150,12 +168,36 @@ class Design:
 
     def features(self, chosen: np.ndarray | slice, samples: slice) -> np.ndarray:
         """The features ``chosen`` of the weighted W at ``samples``, float64."""
-        taken = np.ascontiguousarray(self._w[chosen, samples], dtype=np.float64)
-        return taken if self.root_weight is None else taken * self.root_weight[samples]
+        if isinstance(chosen, slice):
+            if self._index is None:
+                return self.weighted(self._stored[chosen], samples)
+            chosen = np.arange(self.d)[chosen]
+        return self._gathered(chosen, samples)
+
+    def _gathered(self, chosen: np.ndarray, samples: slice) -> np.ndarray:
+        """The features ``chosen`` (indices), neighbours at a time where they have some: gathering first copies twice."""
+        at = chosen if self._index is None else self._index[chosen]
+        ends = np.flatnonzero(np.diff(at, append=-2) != 1) + 1
+        if ends.size * _LEAST_RUN > at.size:
+            return self._weigh(self._stored[at, samples], samples)
+        out = np.empty((at.size, len(range(*samples.indices(self.m)))))
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            out[start:end] = self._stored[at[start] : at[end - 1] + 1, samples]
+        if self.root_weight is not None:
+            out *= self.root_weight[samples]
+        return out
+
+    def matrix(self, features: np.ndarray) -> np.ndarray | FeatureTiles:
+        """The weighted W at ``features`` (d,) bool, in memory where that is small."""
+        chosen = np.flatnonzero(features)
+        small = chosen.size * self.m <= _MOST_HELD
+        return self.dense(chosen) if small else FeatureTiles(self, chosen)
 
     def dense(self, features: np.ndarray) -> np.ndarray:
         """The rows ``features`` (indices or mask) of the weighted W as one float64 array."""
-        return self.weighted(self._w[features])
+        if self._index is None:
+            return self.weighted(self._stored[features])
+        return self._gathered(np.arange(self.d)[features], slice(0, self.m))
 
 
 def _kind(w: np.ndarray) -> np.dtype:
@@ -172,6 +214,31 @@ def _rough(w: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     unit = vectors / np.where(norms > 0, norms, 1.0)[:, None]
     # This way round few vectors cost less.
     return np.ascontiguousarray((w @ unit.T.astype(_kind(w))).T) * norms[:, None]
+
+
+class FeatureTiles:
+    """Some features of the weighted W as a matrix (k, m) that is never in memory as a whole."""
+
+    def __init__(self, design: Design, features: np.ndarray) -> None:
+        self._design, self._features = design, features
+        self.shape = (features.size, design.m)
+
+    def tiles(self, samples: slice) -> Iterator[tuple[slice, np.ndarray]]:
+        """Ranges of ``samples``, and the features there, float64; the ranges divide those of :meth:`Design.parts`."""
+        length = SAMPLE_TILE
+        while length > 1 and length * self._features.size > _MOST_TILE:
+            length //= 2
+        for start in range(samples.start, samples.stop, length):
+            inner = slice(start, min(start + length, samples.stop))
+            yield inner, self._design.features(self._features, inner)
+
+    def chosen(self, features: np.ndarray) -> FeatureTiles:
+        """Some of them (indices)."""
+        return FeatureTiles(self._design, self._features[features])
+
+    def dense(self) -> np.ndarray:
+        """All of it in memory."""
+        return self._design.dense(self._features)
 
 
 class Part:

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from simtool.design import Design
+from simtool.design import Design, Part
 from simtool.penalty import Penalty
 from simtool.row_space import RowSpace, row_space
 
@@ -145,10 +145,10 @@ class RowSet:
 
     def correlation(self) -> np.ndarray:
         """W z for every row: (d, r) float64."""
-        total = np.zeros((self.design.d, self.count))
-        for samples, tile in self.design.tiles():
-            total += tile @ self.target(samples).T
-        return total
+        total = np.zeros((self.count, self.design.d))
+        for part in self.design.parts():
+            total += part.correlations(self.target(part.samples))
+        return total.T
 
     @cached_property
     def free_basis(self) -> RowSpace:
@@ -157,7 +157,24 @@ class RowSet:
 
     def row_space(self, features: np.ndarray, ridge: float = 0.0) -> RowSpace:
         """The row space of ``features`` (d,) bool, from the Gram matrix where that is known and accurate enough."""
-        return row_space(self.design.dense(features), ridge, self.design.known_gram(features))
+        return row_space(self.design.matrix(features), ridge, self.design.known_gram(features))
+
+    def residuals(self, w: np.ndarray) -> Residuals:
+        """z - W^T w of every row, not in memory; ``w`` (r, d)."""
+        return Residuals(self, w)
+
+
+class Residuals:
+    """z - W^T w of ``rows`` (:class:`simtool.row_space.Vectors`); ``w`` is (r, d)."""
+
+    def __init__(self, rows: RowSet, w: np.ndarray) -> None:
+        self._rows, self._w, self.count = rows, w, rows.count
+        self._zero = not w.any()
+
+    def at(self, samples: slice) -> np.ndarray:
+        """The residuals at ``samples``, (r, k)."""
+        target = self._rows.target(samples)
+        return target if self._zero else target - Part(self._rows.design, samples).outputs(self._w)
 
 
 def primal_values(rows: RowSet, w: np.ndarray, residual_norms: np.ndarray) -> np.ndarray:

@@ -13,13 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simtool.design import FeatureTiles
 from simtool.penalty import Penalty
 from simtool.problem import RowSet
-from simtool.row_space import RowSpace
+from simtool.row_space import FeatureRows, RowSpace
 from simtool.solvers.feasible import restore_feasibility
 
 # A feature whose square falls by this factor when others are projected out depends on them.
 _DEPENDENT = 1e-20
+
+# The Gram matrix of so many features may be copied once more: 128 MB.
+_MOST_COPIED = 4096
+# Features eliminated from at a time.
+_AT_ONCE = 256
 
 _log = logging.getLogger("simtool")
 
@@ -63,7 +69,8 @@ class Elimination:
     Attributes
     ----------
     smooth : (d,) bool, eliminated: they never leave the solution
-    pivoted : (d',) int, left to the row solver; features that are dead or not usable are in neither
+    pivoted : (d',) int, left to the row solver; features that are dead or not usable are in neither, unless leaving the dead
+        ones out would take a copy of a large Gram matrix
     inside : (d,) bool, the set S where kappa applies
     """
 
@@ -74,7 +81,10 @@ class Elimination:
         if objective.kappa == 0.0:
             usable = usable & ~bounded
         self.smooth = usable & rows.smooth
-        self.pivoted = np.flatnonzero(usable & ~self.smooth)
+        left = usable & ~self.smooth
+        if not self.smooth.any() and rows.design.d > _MOST_COPIED:
+            left = left | (rows.design.dead & left.any())
+        self.pivoted = np.flatnonzero(left)
         self.inside = bounded
         self._least = np.full(rows.design.d, -np.inf) if rows.lower is None else rows.lower
         self._most = np.full(rows.design.d, np.inf) if rows.upper is None else rows.upper
@@ -90,7 +100,13 @@ class Elimination:
             return None
         if ridge == 0.0 and not np.any(rows.penalty_free & ~smooth & ~rows.design.dead):
             return rows.free_basis.restricted(smooth[rows.penalty_free])
-        return rows.row_space(smooth, ridge)
+        # Dead features make no difference, and a matrix of all features needs no copy of its Gram matrix.
+        return rows.row_space(rows.smooth, ridge).restricted(smooth[rows.smooth])
+
+    @property
+    def space(self) -> RowSpace | None:
+        """The row space of what is eliminated, if anything."""
+        return self._space
 
     @property
     def eliminates(self) -> bool:
@@ -104,7 +120,7 @@ class Elimination:
     def alive(self, squares: np.ndarray, originals: np.ndarray) -> np.ndarray:
         """Which features are more than rounding once the smooth ones are eliminated, by their squares before and after."""
         if self._space is None:
-            return np.ones(squares.size, dtype=bool)
+            return originals > 0.0
         return squares > _DEPENDENT * originals
 
     def row(
@@ -154,11 +170,7 @@ class Elimination:
             )
         w = restore_feasibility(self.rows, w)
         if self._space is not None:
-            left_over = np.array(self.rows.target())
-            if self.pivoted.size and w.any():
-                for part in self.rows.design.parts():
-                    left_over[:, part.samples] -= part.outputs(w)
-            w[:, self.smooth] = self._space.coefficients(left_over)
+            w[:, self.smooth] = self._space.coefficients(self.rows.residuals(w))
         return w
 
 
@@ -168,23 +180,40 @@ class SharedGram:
     def __init__(self, elimination: Elimination) -> None:
         self._elimination = elimination
         rows, pivoted = elimination.rows, elimination.pivoted
-        design = rows.design
-        if not elimination.eliminates:
-            gram = design.gram
-            if pivoted.size < design.d:
+        gram = rows.design.gram
+        before = np.diag(gram)[pivoted]
+        if elimination.space is None:
+            if pivoted.size < rows.design.d:
                 gram = gram[np.ix_(pivoted, pivoted)]
             self._gram = np.ascontiguousarray(gram)
             self._correlation = rows.correlation()[pivoted]
             self._squares = rows.target_norms
-            self._alive = elimination.alive(np.diag(gram), np.diag(gram))
-            return
-        features, targets = design.dense(pivoted), rows.target()
-        gram = elimination.shrink(features) @ features.T
-        left_over = elimination.shrink(targets)
-        self._gram = (gram + gram.T) / 2.0
-        self._correlation = features @ left_over.T
-        self._squares = np.maximum(np.einsum("ij,ij->i", targets, left_over), 0.0)
-        self._alive = elimination.alive(np.diag(gram), np.einsum("ij,ij->i", features, features))
+        else:
+            self._gram = gram[np.ix_(pivoted, pivoted)]
+            sure = elimination.space.schur(
+                self._gram, gram[np.ix_(pivoted, np.flatnonzero(elimination.smooth))]
+            )
+            self._refine(elimination.space, np.flatnonzero(~sure))
+            left_over = elimination.space.left_over(rows.residuals(np.zeros((rows.count, rows.design.d))))
+            self._correlation, self._squares = np.zeros((pivoted.size, rows.count)), np.zeros(rows.count)
+            for samples, tile in FeatureTiles(rows.design, pivoted).tiles(slice(0, rows.design.m)):
+                left = left_over.at(samples)
+                self._correlation += tile @ left.T
+                self._squares += np.einsum("ij,ij->i", left, rows.target(samples))
+            self._squares = np.maximum(self._squares, 0.0)
+        self._alive = elimination.alive(np.diag(self._gram), before)
+
+    def _refine(self, space: RowSpace, unsure: np.ndarray) -> None:
+        """Compute the Gram matrix anew where the eliminated features nearly are all of a feature: ``unsure`` (k,) of d'."""
+        design, pivoted = self._elimination.rows.design, self._elimination.pivoted
+        for start in range(0, unsure.size, _AT_ONCE):
+            some = unsure[start : start + _AT_ONCE]
+            left_over = space.left_over(FeatureRows(FeatureTiles(design, pivoted[some])))
+            product = np.zeros((some.size, pivoted.size))
+            for samples, tile in FeatureTiles(design, pivoted).tiles(slice(0, design.m)):
+                product += left_over.at(samples) @ tile.T
+            product[:, some] = (product[:, some] + product[:, some].T) / 2.0
+            self._gram[some], self._gram[:, some] = product, product.T
 
     def row(self, i: int) -> ReducedRow:
         """Row ``i`` in all pivoted features."""

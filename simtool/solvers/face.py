@@ -14,8 +14,11 @@ def solve_reduced(
     row: ReducedRow, tolerance: float, start: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
     """The row's coefficients (d,) and the multiplier of kappa, walking from the feasible point ``start`` (d,) or from 0."""
+    # Mapped matrices cannot be written to; all others are passed as such too, so that the kernel is compiled only once.
+    gram = row.gram.view()
+    gram.flags.writeable = False
     w, multiplier, _, _ = solve_row(
-        row.gram,
+        gram,
         row.correlation,
         row.square,
         row.reference,

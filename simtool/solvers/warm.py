@@ -30,8 +30,10 @@ def warm(solver: str) -> None:
     started = time.perf_counter()
     one = np.ones(1)
     everything = np.ones(1, dtype=bool)
+    gram = np.ones((1, 1))
+    gram.flags.writeable = False  # as solve_reduced passes it
     arguments = (
-        np.ones((1, 1)),
+        gram,
         one,
         1.0,
         1.0,
