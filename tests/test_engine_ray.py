@@ -307,10 +307,6 @@ def test_nodes_give_the_bytes_of_the_serial_engine(cluster: Nodes, run_folder: P
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="open fault: after an earlier connection to the same cluster, workers get OwnerDiedError for what was shipped",
-    raises=WorkerError,
-)
 def test_nodes_give_the_same_bytes_on_shipped_inputs(
     cluster: Nodes, run_folder: Path, tmp_path: Path
 ) -> None:

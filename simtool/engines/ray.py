@@ -135,7 +135,7 @@ class RayEngine:
                 # Before ray is imported: it reads the cluster's token then.
                 self._cluster = PrivateCluster(self.workers, self._mapped is not False)
             else:
-                require_cluster(self._address, explicit=not self._is_auto)
+                self._is_auto = require_cluster(self._address, explicit=not self._is_auto)
             import ray
 
             ray_nodes.connect(ray, self._cluster.address if self._cluster else self._address, self._is_auto)

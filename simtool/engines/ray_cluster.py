@@ -94,11 +94,12 @@ def find_running(address: str) -> str:
     return address
 
 
-def require_cluster(address: str, explicit: bool) -> None:
+def require_cluster(address: str, explicit: bool) -> bool:
     """Raise OptionError if what listens at ``address`` is no Ray cluster, or wants a token that Ray was not told to send.
 
     Asked in a process of its own, as Ray cannot be interrupted while it waits for an answer. ``explicit``: the user
-    named the address; for one that it finds itself Ray sends the user's token unasked.
+    named the address; for one that it finds itself Ray sends the user's token. Returns whether the cluster wants it:
+    sent to one that does not, it makes the workers' calls to this process fail.
     """
     question = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
     try:
@@ -114,11 +115,13 @@ def require_cluster(address: str, explicit: bool) -> None:
             f"what listens at {address} did not answer as a Ray cluster within {CLUSTER_SECONDS:.0f} s. Pass the "
             f"host:port that `ray start --head` printed. {_START_ONE}"
         ) from error
-    if explicit and b"AuthenticationError" in asked.stderr:
+    wants_token = b"AuthenticationError" in asked.stderr
+    if explicit and wants_token:
         raise OptionError(
             f"the Ray cluster at {address} asks for its token, and none or another one was sent. Set "
             "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH where the token is not where Ray looks for it."
         )
+    return wants_token
 
 
 class PrivateCluster:
