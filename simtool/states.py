@@ -98,7 +98,7 @@ class StatesHeader:
                 max_reconstruction_error=float(content["max_reconstruction_error"]),
                 input_range=(float(low), float(high)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except hdf5.DAMAGE as error:
             raise FormatError(
                 f"the header of {path} cannot be used ({type(error).__name__}: {error}). Extract the states again."
             ) from error
@@ -109,7 +109,10 @@ class StatesHeader:
             raise FormatError(
                 f"{path} claims an empty array; samples, inputs, states and outputs must all be above 0."
             )
-        if prod(header.input_shape) + header.has_bias != header.inputs:
+        if (
+            min(header.input_shape, default=1) < 1
+            or prod(header.input_shape) + header.has_bias != header.inputs
+        ):
             raise FormatError(
                 f"{path}: the input shape {header.input_shape} does not give {header.inputs} rows of U."
             )

@@ -117,6 +117,13 @@ def _read_certificates(file: h5py.File, path: Path) -> CertificateTable | None:
     return CertificateTable(**{name: _array(group, name, path, "fiub") for name in names})
 
 
+def _input_shape(sizes: Any) -> tuple[int, ...]:
+    shape = tuple(int(size) for size in sizes)
+    if any(not 1 <= size < 2**31 for size in shape):
+        raise FormatError(f"its input shape is {shape}; every size must be in [1, 2^31).")
+    return shape
+
+
 def model_path(path: str | Path) -> Path:
     """model.h5 of a RUN folder, or ``path`` itself."""
     found = Path(path)
@@ -151,7 +158,7 @@ def load_model(path: str | Path) -> ImplicitModel:
                 output_parents=tuple(str(name) for name in header["output_parents"]),
                 output_map=None if output_map is None else str(output_map),
                 has_bias=bool(header["has_bias"]),
-                input_shape=tuple(int(size) for size in header["input_shape"]),
+                input_shape=_input_shape(header["input_shape"]),
                 structure=str(header["structure"]),
                 fingerprints={str(k): str(v) for k, v in dict(header["fingerprints"]).items()},
                 baseline_nnz=int(header["baseline_nnz"]),
@@ -162,7 +169,7 @@ def load_model(path: str | Path) -> ImplicitModel:
             if str(source) in str(error):
                 raise
             raise FormatError(f"{source} holds an impossible model: {error}") from error
-        except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+        except hdf5.DAMAGE as error:
             raise FormatError(
                 f"{source} cannot be read ({type(error).__name__}: {error}). Write it again."
             ) from error

@@ -66,6 +66,7 @@ def read_states(path: Path) -> str:
         teacher = states.teacher()
         assert all(np.isfinite(matrix.toarray()).all() for matrix in teacher.values())
         assert states.indices.shape == (m,)
+        assert all(size > 0 for size in states.header.input_shape)
         assert np.isfinite(states.scaling).all()
         assert states.labels is None or len(states.labels) == m
         return _digest(*arrays, states.content_sha256(), states.header.to_json())
@@ -84,6 +85,7 @@ def read_model(path: Path) -> str:
         parts.append(dense)
     for index in range(model.n + model.q):
         parts.append(model.row(index)[1])
+    assert all(size > 0 for size in model.input_shape)
     table = model.certificates
     assert table is None or len(table) == model.n + model.q
     return _digest(*parts, model.blocks, model.header_extra, model.output_map)
