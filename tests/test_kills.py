@@ -14,16 +14,16 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SlurmCluster
+from slurm_cluster import SlurmCluster, slurm, slurm_session
 
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.stage import sparsify
 
+__all__ = ["slurm", "slurm_session"]  # fixtures
 MARK = "SIMTOOL_TEST_RUN"
 ENGINES = {
     "serial": ("--engine", "serial"),
@@ -143,12 +143,6 @@ def wanted(digits: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return (run / "model.h5").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    with SlurmCluster(nodes=3, cpus=2) as started:
-        yield started
-
-
 def _kill(
     engine: str, times: int, digits: dict[str, Path], wanted: bytes, place: Path, conf: Path | None = None
 ) -> None:
@@ -175,9 +169,9 @@ def test_kills_lose_nothing(engine: str, digits: dict[str, Path], wanted: bytes,
 
 @pytest.mark.slow
 def test_kills_under_slurm_lose_nothing(
-    digits: dict[str, Path], wanted: bytes, cluster: SlurmCluster, tmp_path: Path
+    digits: dict[str, Path], wanted: bytes, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
-    _kill("slurm", FEW["slurm"], digits, wanted, tmp_path, cluster.conf)
+    _kill("slurm", FEW["slurm"], digits, wanted, tmp_path, slurm.conf)
 
 
 @pytest.mark.stress
@@ -190,6 +184,6 @@ def test_a_hundred_kills_lose_nothing(
 
 @pytest.mark.stress
 def test_many_kills_under_slurm_lose_nothing(
-    digits: dict[str, Path], wanted: bytes, cluster: SlurmCluster, tmp_path: Path
+    digits: dict[str, Path], wanted: bytes, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
-    _kill("slurm", MANY["slurm"], digits, wanted, tmp_path, cluster.conf)
+    _kill("slurm", MANY["slurm"], digits, wanted, tmp_path, slurm.conf)

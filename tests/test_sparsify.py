@@ -487,35 +487,6 @@ def _command(states: Path, run: Path) -> list[str]:
     ]
 
 
-def _kill_and_resume(states: Path, run: Path, delay: float) -> bool:
-    """Kill the command after ``delay`` seconds, then run it to the end; True if the kill hit a running one."""
-    process = subprocess.Popen(_command(states, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(delay)
-    hit = process.poll() is None
-    process.kill()
-    process.wait()
-    done = subprocess.run(_command(states, run), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["certified"] == 90
-    return hit
-
-
-@pytest.mark.slow
-def test_kill_minus_nine_at_random_moments_loses_nothing(digits: dict[str, Path], tmp_path: Path) -> None:
-    sparsify(digits["states"], tmp_path / "whole", L1, engine="serial")
-    whole = (tmp_path / "whole" / "model.h5").read_bytes()
-    started = time.perf_counter()
-    subprocess.run(_command(digits["states"], tmp_path / "timed"), check=True, capture_output=True)
-    duration = time.perf_counter() - started
-    rng = np.random.default_rng()
-    hits = 0
-    for k, moment in enumerate(rng.random(10)):
-        run = tmp_path / f"killed-{k}"
-        hits += _kill_and_resume(digits["states"], run, duration * moment)
-        assert (run / "model.h5").read_bytes() == whole, f"killed after {duration * moment:.3f} s"
-    assert hits >= 5
-
-
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_says_so_and_resumes(
     sent: signal.Signals, code: int, digits: dict[str, Path], tmp_path: Path

@@ -40,6 +40,7 @@ def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progres
         elimination.write_weights(folder, source.sensitivity)
         times.elimination_seconds = run_tasks(folder, plan, engine, CHOICE, [0], progress, times)
     times.rows_seconds = run_tasks(folder, plan, engine, ROWS, steps.rows, progress, times)
+    times.workers = engine.workers  # Ray knows it only when it has been asked
     return times
 
 

@@ -27,6 +27,7 @@ from simtool.states import States
 _log = logging.getLogger("simtool")
 PREPARE, MERGE, WHOLE = "prepare", "merge", "all"
 _POLL_SECONDS = 2.0
+_PATIENCE = 5.0  # a controller that is away must not hold up who asks where a run stands
 
 
 def submit(folder: RunFolder, plan: Plan, source: States, where: EngineOptions) -> slurm.Jobs:
@@ -87,7 +88,7 @@ def jobs_at_work(folder: RunFolder) -> slurm.Jobs | None:
         return None
     jobs = slurm.Jobs.read(folder.slurm)
     try:
-        return jobs if slurm.alive(jobs) else None
+        return jobs if slurm.alive(jobs, _PATIENCE) else None
     except WorkerError as error:
         _log.warning("whether jobs of %s are still in the queue is not known: %s", folder.path, error)
         return None
