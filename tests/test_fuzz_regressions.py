@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -103,6 +104,15 @@ def test_npz_members_without_a_suffix(tmp_path: Path) -> None:
     assert len(next(source.batches(source.select(None, 0), 20))) == 20
 
 
+def test_npz_members_with_names_that_are_no_text(tmp_path: Path) -> None:
+    content = bytearray(zip_bytes({"inputs.npy": npy_bytes(PIXELS)}))
+    content[6:8] = (0x800).to_bytes(2, "little")  # of the member itself: its name is UTF-8
+    content[30] = 0xFF
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(FormatError, match=r"not a readable \.npz"):
+        open_data(str(tmp_path / "d.npz"))
+
+
 def test_a_gzip_file_whose_checksum_is_wrong(tmp_path: Path) -> None:
     content = bytes([0, 0, 8, 3]) + np.array(PIXELS.shape, dtype=">u4").tobytes() + PIXELS.tobytes()
     packed = bytearray(gzip.compress(content))
@@ -116,6 +126,20 @@ def test_a_gzip_file_whose_checksum_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(labels)
     with pytest.raises(FormatError, match=r"damaged or truncated.*CRC"):
         open_data(str(tmp_path))
+
+
+def test_a_flipped_bit_that_crashes_the_hdf5_library(tmp_path: Path) -> None:
+    """In HDF5 2.0 one of these ends a process that reads the file; in others it may be a message or nothing."""
+    path = tmp_path / "d.h5"
+    with h5py.File(path, "w") as file:
+        packed = {"compression": "gzip", "shuffle": True, "fletcher32": True}
+        file.create_dataset("inputs", data=PIXELS, chunks=(3, 3, 4), **packed)
+        file.create_dataset("labels", data=np.arange(20, dtype="i4") % 4, chunks=(7,), scaleoffset=0)
+    content = path.read_bytes()
+    for at in range(256, 296):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+        with contextlib.suppress(InputError):
+            assert open_data(str(path)).count == 20
 
 
 def states_header(**changed: object) -> dict[str, object]:

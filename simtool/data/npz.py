@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -13,6 +15,11 @@ from simtool.data.source import ArraySource, DataSource
 from simtool.data.stream import StreamSource, read_exactly
 from simtool.errors import FormatError, InputError
 
+# What zipfile raises for a damaged file.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, zlib.error, EOFError),
+    *(OSError, RuntimeError, ValueError, LookupError, ArithmeticError),
+)
 _Header = tuple[tuple[int, ...], bool, np.dtype]
 
 
@@ -83,7 +90,7 @@ def open_npz(path: Path, inputs: str, labels: str | None, labels_asked: bool) ->
         member = _Member(path, inputs)
         wanted = labels if labels_asked or labels in names else None
         found = _Member(path, wanted).read() if wanted is not None else None
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise FormatError(
             f"{path} is not a readable .npz file ({error}). Write it again with numpy.savez."
         ) from error

@@ -256,8 +256,8 @@ def _covered(change: Callable[[bytes, Rng], bytes], raw: float) -> Mutate:
 TARGETS = {
     target.name: target
     for target in (
-        Target("states", ("states.h5", "states-old.h5"), "states.h5", _ours, read_states, 1200),
-        Target("model", ("model.h5", "model-old.h5"), "model.h5", _ours, read_model, 1200),
+        Target("states", ("states.h5", "states-old.h5"), "states.h5", _ours, read_states, 900),
+        Target("model", ("model.h5", "model-old.h5"), "model.h5", _ours, read_model, 900),
         Target(
             "shard",
             ("rows.shard", "constraints.shard"),
@@ -287,7 +287,7 @@ TARGETS = {
             read_data,
             1000,
         ),
-        Target("h5", ("data.h5", "filters.h5", "latest.h5"), "data.h5", _theirs, read_data, 1000),
+        Target("h5", ("data.h5", "filters.h5", "latest.h5"), "data.h5", _theirs, read_data, 900),
         Target("mask", ("mask.npy",), "mask.npy", _plain(formats.npy), read_mask, 400),
         Target("sample-weights", ("weights.npy",), "weights.npy", _plain(formats.npy), read_weighting, 400),
         Target(
