@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import io
@@ -128,18 +127,21 @@ def test_a_gzip_file_whose_checksum_is_wrong(tmp_path: Path) -> None:
         open_data(str(tmp_path))
 
 
-def test_a_flipped_bit_that_crashes_the_hdf5_library(tmp_path: Path) -> None:
-    """In HDF5 2.0 one of these ends a process that reads the file; in others it may be a message or nothing."""
+def test_one_byte_that_crashes_the_hdf5_library(tmp_path: Path) -> None:
+    """HDF5 2.0 believes the number of elements that the parameters of a filter claim, and writes behind its buffer."""
     path = tmp_path / "d.h5"
     with h5py.File(path, "w") as file:
-        packed = {"compression": "gzip", "shuffle": True, "fletcher32": True}
-        file.create_dataset("inputs", data=PIXELS, chunks=(3, 3, 4), **packed)
+        file["inputs"] = PIXELS
         file.create_dataset("labels", data=np.arange(20, dtype="i4") % 4, chunks=(7,), scaleoffset=0)
-    content = path.read_bytes()
-    for at in range(256, 296):
-        path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
-        with contextlib.suppress(InputError):
-            assert open_data(str(path)).count == 20
+    content = bytearray(path.read_bytes())
+    at = content.find(
+        np.array([2, 0, 7, 0, 4], dtype="<u4").tobytes()
+    )  # integers, no offset, 7 of them, of 4 bytes
+    assert at > 0
+    content[at + 10] = 128
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=r"d\.h5 is damaged"):  # SIGSEGV, or what other versions say
+        open_data(str(path))
 
 
 def states_header(**changed: object) -> dict[str, object]:
