@@ -19,6 +19,7 @@ from simtool.blocks import Block, to_json
 from simtool.design import SAMPLE_TILE
 from simtool.engines.threads import single_threaded_environment
 from simtool.progress import NO_PROGRESS
+from simtool.solvers.warm import warm
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
 from simtool.stages.sparsify.local import run_tasks
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
@@ -148,6 +149,7 @@ def test_a_worker_holds_little_beside_what_it_maps(
 ) -> None:
     """The arrays take 240 MB as they are stored and 480 MB as the solver computes; a worker has half of the former."""
     folder: Path = request.getfixturevalue(arrays)
+    warm("native")  # as a run does before it starts workers: compiling takes more memory than solving
     child = subprocess.Popen(
         [sys.executable, "-c", _SOLVE, str(folder), str(kappa), str(states)],
         env=single_threaded_environment(),
@@ -200,6 +202,7 @@ def test_four_workers_do_not_multiply_four_gigabytes(tmp_path: Path, options: di
     assert sum(f.stat().st_size for f in folder.work.glob("*.npy")) > 4.0e9
     plan = plan_of(folder)
     engine = engines.get(engines.EngineOptions("process", 4))
+    warm("native")
     steps = Steps(folder, plan)
     alone = 0
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from row_problems import PENALTIES, make_rows, row_sets
 
 from simtool.certificate import certify
-from simtool.design import Design
+from simtool.design import Design, FeatureTiles
 from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
-from simtool.row_space import ApartSpace, GramSpace, SingularSpace, row_space
+from simtool.row_space import ApartSpace, GramSpace, SingularSpace, TriangularSpace, row_space
 from simtool.solvers import guessing, native, regime, working_set
 from simtool.solvers.elimination import Elimination, SharedGram, solve_rows
 from simtool.solvers.face import solve_reduced
@@ -59,6 +59,27 @@ def _by_singular_values(rows: RowSet) -> np.ndarray:
         return _on_gram(rows)
 
 
+def _in_tiles(patch: pytest.MonkeyPatch) -> None:
+    """Hold nothing: features and vectors are read a few samples at a time, however small they are."""
+    patch.setattr("simtool.design._MOST_HELD", 0)
+    patch.setattr("simtool.design._MOST_TILE", 64)
+    patch.setattr("simtool.row_space.vectors._MOST_KEPT", 0)
+
+
+def _read_in_tiles(rows: RowSet) -> np.ndarray:
+    """What does not fit in memory, on the Gram matrix."""
+    with pytest.MonkeyPatch.context() as patch:
+        _in_tiles(patch)
+        return _on_gram(rows)
+
+
+def _without_the_gram_alone(rows: RowSet) -> np.ndarray:
+    """No feature's Gram matrix after an elimination is taken from the Gram matrix before it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simtool.row_space.gram._SURE", 0.0)
+        return _on_gram(rows)
+
+
 WAYS: dict[str, Callable[[RowSet], np.ndarray]] = {
     "on the Gram matrix": _on_gram,
     "on working sets": lambda rows: working_set.solve(rows, 1e-6),
@@ -67,6 +88,8 @@ WAYS: dict[str, Callable[[RowSet], np.ndarray]] = {
     "working sets guessed on half of the samples": _guessed,
     "no selection": _everything_at_once,
     "by singular values": _by_singular_values,
+    "read in tiles": _read_in_tiles,
+    "eliminated on W": _without_the_gram_alone,
 }
 
 
@@ -353,3 +376,78 @@ def test_a_path_over_kappa_is_each_of_its_solves(name: str, on_a: bool) -> None:
         path, alone = certify(one, w, 1e-6), certify(one, native.solve(one, 1e-6), 1e-6)
         assert path.certified.all()
         np.testing.assert_allclose(path.primal, alone.primal, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["none", "ridge", "elastic-net"])
+@pytest.mark.parametrize("on_a", [False, True])
+def test_certificates_of_what_is_read_in_tiles_are_the_same(name: str, on_a: bool) -> None:
+    rows = make_rows(26, m=90, penalty=PENALTIES[name], kappa=0.7 if on_a else None, on_a=on_a)
+    w = _on_gram(rows)
+    reference = certify(rows, w, 1e-6)
+    with pytest.MonkeyPatch.context() as patch:
+        _in_tiles(patch)
+        proof = certify(_fresh(rows), w, 1e-6)
+    assert proof.certified.all()
+    np.testing.assert_allclose(proof.primal, reference.primal, rtol=1e-12)
+    np.testing.assert_allclose(proof.dual, reference.dual, rtol=1e-9)
+    assert proof.projection_error.max() < 1e-12
+
+
+def _tiled(w: np.ndarray) -> FeatureTiles:
+    return FeatureTiles(Design(w), np.arange(w.shape[0]))
+
+
+def test_features_that_do_not_fit_have_the_same_row_space() -> None:
+    """Independent ones; with exact copies, which the Gram matrix can do without; with nearly dependent ones, which need QR."""
+    rng = np.random.default_rng(4)
+    vectors = rng.standard_normal((4, 500))
+    with pytest.MonkeyPatch.context() as patch:
+        _in_tiles(patch)
+        for kind, expected in (("independent", GramSpace), ("copies", GramSpace), ("near", TriangularSpace)):
+            w = rng.standard_normal((20, 500)) * 10.0 ** rng.integers(-3, 3, (20, 1))
+            w[7] = 0.0
+            if kind == "copies":
+                w[3], w[9] = w[0], w[1] - w[2]
+            if kind == "near":
+                w[3] = w[0] + 1e-7 * np.abs(w[0]).max() * rng.standard_normal(500)
+            for ridge in (0.0, 0.3):
+                if ridge and kind != "independent":
+                    continue
+                one, two = row_space(_tiled(w), ridge), SingularSpace(w, ridge)
+                assert type(one) is expected
+                left_over = one.shrink_out(vectors)
+                np.testing.assert_allclose(left_over, two.shrink_out(vectors), atol=1e-8)
+                fitted, reference = (space.coefficients(vectors) @ w for space in (one, two))
+                np.testing.assert_allclose(fitted, reference, atol=1e-7)
+                if not ridge:
+                    unit = w / np.maximum(np.linalg.norm(w, axis=1), 1e-300)[:, None]
+                    assert np.abs(left_over @ unit.T).max() < 1e-11
+
+
+def test_features_chosen_from_a_larger_array_are_those_of_a_copy() -> None:
+    rng = np.random.default_rng(5)
+    w = rng.standard_normal((50, 300)).astype(np.float32)
+    weight = rng.random(300)
+    for chosen in (np.r_[0:20, 49], np.arange(0, 50, 3)):
+        one, two = Design(w, None, weight, chosen), Design(w[chosen], None, weight)
+        at = np.array([2, 3, 4, 10])
+        np.testing.assert_array_equal(one.dense(at), two.dense(at))
+        for samples in (slice(0, 300), slice(17, 90)):
+            np.testing.assert_array_equal(one.features(at, samples), two.features(at, samples))
+            np.testing.assert_array_equal(
+                one.features(slice(5, None), samples), two.features(slice(5, None), samples)
+            )
+        np.testing.assert_array_equal(one.gram, two.gram)
+        np.testing.assert_array_equal(one.dead, two.dead)
+        np.testing.assert_array_equal(one.rough_correlation(w[:2]), two.rough_correlation(w[:2]))
+
+
+def test_dead_features_of_a_large_gram_matrix_stay_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaving them out would take a copy of it."""
+    monkeypatch.setattr("simtool.solvers.elimination._MOST_COPIED", 0)
+    for name in sorted(PENALTIES):
+        for kappa in (None, 0.0, 0.7):
+            rows = make_rows(27, penalty=PENALTIES[name], kappa=kappa)
+            w = _on_gram(rows)
+            assert not w[:, rows.design.dead].any()
+            assert certify(rows, w, 1e-6).certified.all()
