@@ -6,6 +6,7 @@ tells, decides how long it takes.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -16,16 +17,20 @@ import numpy as np
 
 from simtool.engines import EngineOptions
 from simtool.errors import InputError, OutputError
+from simtool.progress import format_seconds
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.structure import GRAM_TILE
 from simtool.stages.sparsify.work import Plan
 
+_log = logging.getLogger("simtool")
 # Interpreter, numpy, scipy and numba; with the cone solvers CVXPY comes on top.
 _WORKER_BYTES, _CONE_WORKER_BYTES = 160 * 2**20, 320 * 2**20
 _START_SECONDS = 1.5
 # Seconds of a row beside its products with W, by its features: few non-zeros (lasso), some hundreds (the others).
 _FEW, _MANY = 5e-8, 1e-6
 _BISECTION, _CONE = 1e-6, 2.5e-9
+# Operations a second where nothing is measured, and the seconds from which a run is announced.
+_NOMINAL, _LONG = 2e10, 10.0
 _CONVERTED = 1024 * 4096 * 8
 
 
@@ -77,8 +82,11 @@ class Estimate:
         return {**asdict(self), "fits": self.fits, "lack": None if self.lack is None else str(self.lack)}
 
 
-def estimate(plan: Plan, where: EngineOptions, output: Path) -> Estimate:
-    """What the run of ``plan`` takes on ``where``; ``output`` is its folder, there or not."""
+def estimate(plan: Plan, where: EngineOptions, output: Path, speed: float | None = None) -> Estimate:
+    """What the run of ``plan`` takes on ``where``; ``output`` is its folder, there or not.
+
+    ``speed`` is how many operations a second a worker's products make; None measures it here.
+    """
     from simtool.engines.process import usable_cores
 
     local = where.name in ("serial", "process") or where.ray_address == "local"
@@ -98,7 +106,7 @@ def estimate(plan: Plan, where: EngineOptions, output: Path) -> Estimate:
         shards=len(plan.shards),
         tiles=len(plan.tiles),
         workers=workers,
-        seconds=_seconds(plan, workers),
+        seconds=_seconds(plan, workers, _speed() if speed is None else speed),
         memory_bytes=_WORKER_BYTES + (0 if where.name == "serial" else workers * worker) + sum(grams),
         worker_bytes=worker,
         gram_bytes=max(grams, default=0),
@@ -109,10 +117,18 @@ def estimate(plan: Plan, where: EngineOptions, output: Path) -> Estimate:
 
 
 def require_room(plan: Plan, where: EngineOptions, folder: RunFolder) -> None:
-    """Raise InputError or OutputError if memory or disk cannot hold the run."""
-    lack = estimate(plan, where, folder.path).lack
-    if lack is not None:
-        raise lack
+    """Raise InputError or OutputError if memory or disk cannot hold the run; say so if it will be a long one."""
+    found = estimate(plan, where, folder.path, _NOMINAL)
+    if found.lack is not None:
+        raise found.lack
+    if found.seconds > _LONG:
+        _log.info(
+            "about %s with %d workers, %s of memory and %s of disk (an order of magnitude)",
+            format_seconds(found.seconds),
+            found.workers,
+            _gib(found.memory_bytes),
+            _gib(found.disk_bytes),
+        )
 
 
 def _worker_bytes(plan: Plan, index: int) -> int:
@@ -124,7 +140,7 @@ def _worker_bytes(plan: Plan, index: int) -> int:
     return _WORKER_BYTES + 2 * min(_CONVERTED, 8 * d * plan.m) + gram + 4 * 8 * rows * plan.m
 
 
-def _seconds(plan: Plan, workers: int) -> float:
+def _seconds(plan: Plan, workers: int, speed: float) -> float:
     options = plan.options
     products = float(sum(2 * GRAM_TILE**2 * plan.m for _ in plan.tiles))
     alone = 0.0
@@ -137,7 +153,7 @@ def _seconds(plan: Plan, workers: int) -> float:
             alone += rows * _BISECTION * d * d
         else:
             alone += rows * d * (_FEW if options.objective == "lasso" else _MANY)
-    return _START_SECONDS + (products / _speed() + alone) / workers
+    return _START_SECONDS + (products / speed + alone) / workers
 
 
 def _speed() -> float:

@@ -17,7 +17,7 @@ class Steps:
 
     Attributes
     ----------
-    rows : the shards of rows to be solved
+    rows : the shards of rows to be solved, those that take longest first, so that the workers end together
     grams : the Gram matrices these need that are not assembled
     tiles : the tiles of these to be computed
     choose : whether ``--eliminate heuristic`` has to choose its features first
@@ -26,9 +26,10 @@ class Steps:
     def __init__(self, folder: RunFolder, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
         self.choose = not elimination.is_chosen(folder, plan)
-        self.rows = [
+        undone = [
             index for index in range(len(plan.shards)) if self.choose or not is_valid(folder.shard(index))
         ]
+        self.rows = sorted(undone, key=lambda index: (-_work(plan, index), index))
         needed = {plan.groups[plan.shards[index].group].gram for index in self.rows} & set(plan.grams)
         self.grams = [name for name in sorted(needed) if not folder.is_sealed(gram_array(plan, name))]
         self.tiles = [
@@ -41,3 +42,11 @@ class Steps:
         """Join the tiles, all of which must be there, to the matrices that the rows need."""
         for name in self.grams:
             assemble_gram(self.folder, name)
+
+
+def _work(plan: Plan, index: int) -> float:
+    """Multiply-adds of shard ``index`` for each sample: products with its rows, and the elimination of smooth features."""
+    shard = plan.shards[index]
+    group = plan.groups[shard.group]
+    smooth = int(plan.smooth(group).sum())
+    return float((shard.stop - shard.start) * group.features.size + smooth * smooth)
