@@ -417,7 +417,7 @@ def test_parts_of_every_phase_make_the_same_model(
     with pytest.raises(WorkerError, match=r"3 of 4 shards .* are missing.*simtool resume"):
         work(folder.path, "merge")
     done = sum(work(folder.path, "tiles", part=k, parts=parts)["done"] for k in range(parts))
-    needed = {plan.groups[plan.shards[k].group].gram for k in (1, 2, 3)}
+    needed = {plan.groups[plan.shards[k].group].gram for k in range(4) if not is_valid(folder.shard(k))}
     assert done == sum(tile[0] in needed for tile in plan.tiles)
     work(folder.path, "prepare")
     done = sum(work(folder.path, "rows", part=k, parts=parts)["done"] for k in range(parts))
