@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simtool.engines import ray_cluster, ray_task
 from simtool.engines.ray import RayEngine
-from simtool.engines.ray_inputs import Inputs
+from simtool.engines.ray import cluster as ray_cluster
+from simtool.engines.ray import task as ray_task
+from simtool.engines.ray.inputs import Inputs
 from simtool.engines.serial import SerialEngine
 from simtool.engines.shards import read_shard, write_shard
 from simtool.errors import InputError, OptionError, WorkerError
@@ -169,7 +170,7 @@ def test_shipped_inputs_give_the_same_shard_and_outcomes_stay(no_ray: Any, tmp_p
 
 
 def test_inputs_come_in_pieces(no_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simtool.engines.ray_inputs.PIECE_BYTES", 100)
+    monkeypatch.setattr("simtool.engines.ray.inputs.PIECE_BYTES", 100)
     folder = make_folder(tmp_path / "run")
     shipment = Inputs(no_ray, "owner").ship(folder)
     assert len(shipment.reference[0].files["work/numbers.npy"][1]) == 10
@@ -202,7 +203,7 @@ def test_a_node_without_room_is_named(no_ray: Any, tmp_path: Path) -> None:
 # In a process of its own, which removes nodes without being connected to one of them.
 _CLUSTER = """
 import os, sys
-from simtool.engines import ray_cluster
+from simtool.engines.ray import cluster as ray_cluster
 ray_cluster.quieten(loopback=True)
 from ray.cluster_utils import Cluster
 
@@ -462,7 +463,7 @@ def test_a_stopped_driver_leaves_no_process_and_no_files(sent: str, short: Path,
     pids = "*-100[01].pid"
     _until(lambda: driver.poll() is not None or len(list(short.glob(pids))) == 2, "the tasks did not start")
     assert driver.poll() is None, driver.communicate()[1]
-    keeper = _child(driver.pid, "ray_keeper")
+    keeper = _child(driver.pid, "engines.ray.keeper")
     assert len(_session(keeper)) > 5
     driver.send_signal(signal.Signals[sent])
     out, err = driver.communicate()

@@ -72,7 +72,7 @@ class Estimate:
             )
         if disk is not None and self.disk_bytes > disk:
             return OutputError(
-                f"the run needs about {self.disk_bytes / 2**20:.0f} MiB on disk, {disk / 2**20:.0f} MiB are free. "
+                f"the run needs about {self.disk_bytes / 2**20:.1f} MiB on disk, {disk / 2**20:.1f} MiB are free. "
                 "Free some space or choose another -o."
             )
         return None

@@ -1,4 +1,4 @@
-"""The process that owns a private Ray cluster: ``python -m simtool.engines.ray_keeper CPUS FOLDER STORE_BYTES``.
+"""The process that owns a private Ray cluster: ``python -m simtool.engines.ray.keeper CPUS FOLDER STORE_BYTES``.
 
 It leads a session of its own, so that Ctrl-C stays with the process that started it and so that everything Ray starts
 can be found again: Ray's own processes mostly end when their starter is killed with -9, but two agents of every node

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from simtool.engines import Done, ray_nodes
+from simtool.engines import Done
 from simtool.engines.process import rebuild, usable_cores
-from simtool.engines.ray_cluster import (
+from simtool.engines.ray import nodes
+from simtool.engines.ray.cluster import (
     PrivateCluster,
     find_running,
     is_loopback,
@@ -25,8 +26,8 @@ from simtool.engines.ray_cluster import (
     require_cluster,
     require_ray,
 )
-from simtool.engines.ray_inputs import Inputs
-from simtool.engines.ray_task import MEMORY_LEVERS, Shipment, carry_out, remove
+from simtool.engines.ray.inputs import Inputs
+from simtool.engines.ray.task import MEMORY_LEVERS, Shipment, carry_out, remove
 from simtool.engines.shards import write_bytes
 from simtool.errors import OptionError, SimtoolError, WorkerError
 
@@ -72,7 +73,7 @@ class RayEngine:
         ray = self._connect()
         shipment = self._shipment(folder)
         # The processes of a private cluster have the environment already.
-        needed = {} if self._private else ray_nodes.worker_environment()
+        needed = {} if self._private else nodes.worker_environment()
         function = ray.remote(carry_out).options(
             num_cpus=1, max_retries=RETRIES, name=task, runtime_env=needed
         )
@@ -110,7 +111,7 @@ class RayEngine:
         try:
             if ray is not None and self._has_shipped and not self._private:
                 with contextlib.suppress(Exception):  # a cluster that is gone has nothing to clean
-                    cleaning = [reference for _, reference in ray_nodes.on_every_node(ray, remove, self._id)]
+                    cleaning = [reference for _, reference in nodes.on_every_node(ray, remove, self._id)]
                     ray.wait(cleaning, num_returns=len(cleaning), timeout=_CLEANING_SECONDS)
             if ray is not None and not self._is_guest:
                 with contextlib.suppress(Exception):
@@ -138,12 +139,12 @@ class RayEngine:
                 self._is_auto = require_cluster(self._address, explicit=not self._is_auto)
             import ray
 
-            ray_nodes.connect(ray, self._cluster.address if self._cluster else self._address, self._is_auto)
+            nodes.connect(ray, self._cluster.address if self._cluster else self._address, self._is_auto)
         self._ray = ray
         if not self._private:
             if not self._asked:
-                self.workers = int(sum(node["Resources"]["CPU"] for node in ray_nodes.living(ray)))
-            if not ray_nodes.living(ray):
+                self.workers = int(sum(node["Resources"]["CPU"] for node in nodes.living(ray)))
+            if not nodes.living(ray):
                 raise WorkerError(
                     f"the Ray cluster at {self._address} has no CPU to offer. Add nodes to it, or use "
                     "--ray-address local."
@@ -165,7 +166,7 @@ class RayEngine:
         """The inputs in ``folder`` as sent to every node; None where the tasks can work in the folder itself."""
         mapped = self._mapped
         if mapped is None:
-            mapped = self._private or ray_nodes.all_see(self._ray, folder, self._id)
+            mapped = self._private or nodes.all_see(self._ray, folder, self._id)
         if mapped:
             return None
         self._has_shipped = True
@@ -188,7 +189,7 @@ class RayEngine:
             ) from error
         except failed.RayError as error:
             raise WorkerError(
-                f"shard {item} could not be run on the Ray cluster: {ray_nodes.first_lines(error)}. Check that "
+                f"shard {item} could not be run on the Ray cluster: {nodes.first_lines(error)}. Check that "
                 f"every node has the same simtool, and the cluster with `ray status`. {_RESUME}"
             ) from error
         for name, content in answer["files"].items():

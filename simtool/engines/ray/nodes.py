@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from simtool.engines.ray_cluster import is_loopback
-from simtool.engines.ray_task import probe
+from simtool.engines.ray.cluster import is_loopback
+from simtool.engines.ray.task import probe
 from simtool.engines.shards import write_bytes
 from simtool.engines.threads import THREAD_VARIABLES
 from simtool.errors import WorkerError

@@ -1,4 +1,4 @@
-"""The inputs of a run in Ray's object store, for nodes that do not see the run folder (see :mod:`.ray_task`)."""
+"""The inputs of a run in Ray's object store, for nodes that do not see the run folder (see :mod:`.task`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simtool.engines.ray_task import Manifest, Shipment
+from simtool.engines.ray.task import Manifest, Shipment
 
 PIECE_BYTES = 64 * 2**20
 # What tasks left, which is numbered as they are, and files of nobody else's business.

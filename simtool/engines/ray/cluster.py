@@ -142,7 +142,7 @@ class PrivateCluster:
         environment.pop("RAY_ADDRESS", None)
         store = _SMALL_STORE if mapped else 0
         self._keeper = subprocess.Popen(
-            [sys.executable, "-m", "simtool.engines.ray_keeper", str(cpus), self._folder, str(store)],
+            [sys.executable, "-m", "simtool.engines.ray.keeper", str(cpus), self._folder, str(store)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
