@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -51,7 +52,8 @@ def _children() -> list[int]:
     """Processes that this one started."""
     out = []
     for task in Path("/proc/self/task").iterdir():
-        out += [int(pid) for pid in (task / "children").read_text().split()]
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            out += [int(pid) for pid in (task / "children").read_text().split()]
     return out
 
 
