@@ -33,10 +33,10 @@ demo: $(VENV)/installed ## The whole path on the digits data: train, extract, sp
 test: $(VENV)/installed ## The tests.
 	$(THREADS) $(BIN)/python -m pytest -q -n 2
 
-slow: $(VENV)/installed ## The slowest tests on real parts.
+slow: $(VENV)/installed ## The slowest tests on real parts: Ray, SLURM, kills, fuzzed readers.
 	$(THREADS) $(BIN)/python -m pytest -q -m "slow and not stress"
 
-stress: $(VENV)/installed ## Full counts: kills, referee rows, random problems.
+stress: $(VENV)/installed ## Full counts: kills, fuzzed inputs, failing writes, referee rows, random problems (two hours).
 	$(THREADS) HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest -q -m stress
 
 check: lint types test slow ## Everything continuous integration runs.

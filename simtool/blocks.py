@@ -48,7 +48,7 @@ def check(blocks: Sequence[Block], n: int, output_parents: Sequence[str] = ()) -
         raise FormatError(f"block names must be distinct and not {INPUT!r} or {BIAS!r}, got {names}.")
     end = 0
     for block in blocks:
-        if block.offset != end or block.size <= 0 or prod(block.shape) != block.size:
+        if block.offset != end or min((block.size, *block.shape)) < 1 or prod(block.shape) != block.size:
             raise FormatError(
                 f"block {block.name!r} has offset {block.offset}, size {block.size}, shape {block.shape}; "
                 f"expected offset {end} and size = product of the shape > 0."

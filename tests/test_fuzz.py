@@ -36,24 +36,14 @@ def _fuzz(name: str, seeds: Path, folder: Path, seed: int, count: int) -> None:
     assert outcome.counts["corpus"] > 0
 
 
-# Found by the fuzzer in the stages, and repaired there; until then these do not count.
-_OPEN = ("spec", "plan", "timing", "mask", "sample-weights")
-_NAMES = [
-    pytest.param(name, marks=pytest.mark.xfail(strict=False, reason="the stages raise what they read"))
-    if name in _OPEN
-    else name
-    for name in TARGETS
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", list(TARGETS))
 def test_readers_on_mutated_files(name: str, seeds: Path, tmp_path: Path) -> None:
     _fuzz(name, seeds, tmp_path, 0, TARGETS[name].share)
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", list(TARGETS))
 def test_readers_on_many_mutated_files(name: str, seeds: Path, tmp_path: Path) -> None:
     _fuzz(name, seeds, tmp_path, int.from_bytes(os.urandom(4), "little"), _STRESS * TARGETS[name].share)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,10 @@ class ImplicitModel:
         if not self.input_shape:
             object.__setattr__(self, "input_shape", (p - int(self.has_bias),))
         object.__setattr__(self, "input_shape", tuple(int(size) for size in self.input_shape))
-        if int(np.prod(self.input_shape)) + int(self.has_bias) != p:
+        if prod(self.input_shape) + int(self.has_bias) != p:
             raise FormatError(
                 f"the input shape {self.input_shape} {'with a bias ' if self.has_bias else ''}needs "
-                f"{int(np.prod(self.input_shape)) + int(self.has_bias)} rows of U, B has {p} columns."
+                f"{prod(self.input_shape) + int(self.has_bias)} rows of U, B has {p} columns."
             )
         if self.output_map is not None and self.output_map not in OUTPUT_MAPS:
             raise FormatError(

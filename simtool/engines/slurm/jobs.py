@@ -54,7 +54,7 @@ class Jobs:
             raise InputError(
                 f"no jobs were submitted for this run: there is no {path}. Submit it by --engine slurm."
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise FormatError(f"{path} cannot be read ({error}). {_REMEDY}") from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:

@@ -81,7 +81,7 @@ def _items(file: str | Path | None, count: int) -> list[int]:
         return list(range(count))
     try:
         found = json.loads(Path(file).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--items {file} cannot be read ({error}). It is a JSON list of numbers.") from error
     if not isinstance(found, list) or not all(type(item) is int and 0 <= item < count for item in found):
         raise InputError(f"--items {file} must be a JSON list of whole numbers in [0, {count - 1}].")

@@ -110,7 +110,7 @@ class RunFolder:
             spec = json.loads(self.spec.read_text())
         except FileNotFoundError as error:
             raise InputError(f"{self.path} is not a run folder: it has no spec.json.") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise FormatError(
                 f"{self.spec} cannot be read ({error}). Start again in a new folder."
             ) from error
@@ -125,7 +125,7 @@ class RunFolder:
         """The stored timing and result, None if the run has not finished."""
         try:
             content = json.loads(self.timing.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return content if isinstance(content, dict) else None
 

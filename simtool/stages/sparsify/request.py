@@ -38,7 +38,7 @@ class Request:
             content: Any = json.loads(folder.request.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise _unreadable(folder, error) from error
         try:
             if content["format_version"] != REQUEST_VERSION:

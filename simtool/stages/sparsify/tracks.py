@@ -67,7 +67,7 @@ def read(folder: RunFolder, phase: str) -> list[Track]:
     """The tracks of ``phase``, in the order of their indices."""
     found = []
     for file in sorted(folder.tracks.glob(f"{phase}-*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             track = Track(**json.loads(file.read_bytes()))
             read_process(track.owner)
             found.append(track)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from simtool.blocks import from_json
+from simtool.blocks import check, from_json
 from simtool.certificate import FIXED_SUPPORT, NORMAL_EQUATIONS
 from simtool.design import SAMPLE_TILE, Design
 from simtool.engines.shards import read_shard, write_shard
+from simtool.errors import FormatError
 from simtool.problem import RowSet
 from simtool.solvers import regime
 from simtool.stages.sparsify import constraints
@@ -31,6 +32,8 @@ from simtool.stages.sparsify.structure import (
     shards,
 )
 
+# States, inputs or outputs of a run; a spec that claims more is damaged, and believing it takes all memory.
+_MOST = 2**24
 CERTIFICATE_FIELDS = (
     "primal",
     "dual",
@@ -48,13 +51,25 @@ class Plan:
     """What spec.json says is to be done: the groups, shards and Gram tiles of a run."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
+        try:
+            self._read(spec)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
+            raise FormatError(
+                f"spec.json is damaged ({type(error).__name__}: {error}). Start again in a new folder."
+            ) from error
+
+    def _read(self, spec: dict[str, Any]) -> None:
         sizes = spec["sizes"]
         self.n, self.p, self.q, self.m = (int(sizes[key]) for key in ("n", "p", "q", "m"))
+        if min(self.p, self.q, self.m) < 1 or max(self.n, self.p, self.q) > _MOST:
+            raise ValueError(f"the sizes {sizes} are not in 1..{_MOST}")
+        blocks = from_json(spec["blocks"])
+        check(blocks, self.n, spec["output_parents"])
         self.has_bias = bool(spec["has_bias"])
         self.options = SparsifyOptions(**spec["options"])
         self.groups: tuple[RowGroup, ...] = row_groups(
             self.options.structure,
-            from_json(spec["blocks"]),
+            blocks,
             spec["output_parents"],
             self.p,
             self.q,
