@@ -11,7 +11,9 @@ from simtool.cli.options import network_options, network_spec
 from simtool.cli.output import common_options, emit, progress_for
 
 
-@click.group(epilog="Example: simtool bench rows --quick", short_help="Speed beside other solvers.")
+@click.group(
+    epilog="Example: simtool bench rows --quick", short_help="Speed beside other solvers, and of engines."
+)
 def command() -> None:
     """Measure simtool beside its peers, at equal certified accuracy, on this machine."""
 
@@ -89,3 +91,68 @@ def rows(
     )
     text, speed = result.pop("text"), result.pop("markdown")
     emit(result, as_json, speed.rstrip("\n") if markdown else text)
+
+
+@command.command(epilog="Example: simtool bench engines --network trained/mlp.onnx -o engines")
+@click.option(
+    "--case",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="case-f (784-64-32-16-10) or mlp-1024 (2058 rows); repeatable. [default: both]",
+)
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    metavar="NAME",
+    help="serial, process, ray; repeatable; serial always runs. [default: all]",
+)
+@click.option(
+    "--workers",
+    multiple=True,
+    type=int,
+    metavar="N",
+    help="How many workers; repeatable. [default: 1, 2, 4, ... up to the cores]",
+)
+@click.option("--repeats", type=int, default=3, show_default=True, help="Runs of every engine, interleaved.")
+@click.option("--states", type=click.Path(path_type=Path), help="A states file in place of the cases.")
+@click.option("--network", metavar="NETWORK", help="Case F's network. [default: random weights of its sizes]")
+@network_options()
+@click.option("--data", metavar="DATA", help="What the networks run on. [default: fashion-mnist]")
+@click.option("--quick", is_flag=True, help="Small random networks: whether it works, not how fast.")
+@click.option("--markdown", is_flag=True, help="Print the report as Markdown.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="REPORT", help="A folder for the report."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier report.")
+@common_options
+def engines(
+    network: str | None,
+    model_arg: tuple[str, ...],
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    trust_model: bool,
+    output: Path | None,
+    overwrite: bool,
+    markdown: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Serial, process and Ray side by side: speed-up, overhead, start-up and memory, at equal bytes.
+
+    Every run is a process of its own; engines take turns, and medians are reported. model.h5 must be the same to the
+    byte on all of them. Ray is used where it is installed: pip install 'simtool[ray]'.
+    """
+    from simtool.bench.engines import EngineBenchOptions, bench_engines
+
+    given = None if network is None else network_spec(network, model_arg, weights, input_shape, trust_model)
+    result = bench_engines(
+        EngineBenchOptions(network=given, **options),
+        output,
+        overwrite=overwrite,
+        progress=progress_for(quiet),
+    )
+    text, page = result.pop("text"), result.pop("markdown")
+    emit(result, as_json, page.rstrip("\n") if markdown else text)
