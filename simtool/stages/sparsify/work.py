@@ -227,10 +227,10 @@ def row_sets(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) ->
         plan.allowed(group, rows, asked.mask), plan.smooth(group), rows.size
     ):
         part = replace(group, features=group.features[features])
-        w, gram = _design(folder, plan, part)
+        w, chosen, gram = _design(folder, plan, part)
         whole = at.size == rows.size
         z = targets[shard.start : shard.stop] if whole else targets[rows[at]]
-        design = Design(w, gram, asked.sample_weight)
+        design = Design(w, gram, asked.sample_weight, chosen)
         out.append(Piece(at, part, problems(plan, part, rows[at], design, z, asked.mask)))
     return out
 
@@ -241,20 +241,30 @@ def row_set(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) -> 
     return piece.rows
 
 
-def _design(folder: RunFolder, plan: Plan, group: RowGroup) -> tuple[np.ndarray, np.ndarray | None]:
-    """W (d, m) of the group, as stored, and its Gram matrix where the run has it."""
+def _design(
+    folder: RunFolder, plan: Plan, group: RowGroup
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The mapped array whose rows are features, which of them are the group's (None: all), and their Gram matrix if the run
+    has one. Nothing is copied that the map can give."""
     design = folder.map_array("design")
     features = group.features
-    if features.size and features[-1] - features[0] + 1 == features.size:
-        w = design[features[0] : features[-1] + 1]
-    else:
-        w = design[features]
+    run = _as_slice(features)
+    w, chosen = (design[run], None) if run is not None else (design, features)
     gram = None
     if group.gram in plan.grams:
         mapped = folder.map_array(gram_array(plan, group.gram))
         at = np.searchsorted(plan.grams[group.gram], features)
-        gram = np.asarray(mapped) if at.size == mapped.shape[0] else mapped[np.ix_(at, at)]
-    return w, gram
+        run = _as_slice(at)
+        gram = np.asarray(mapped[run, run]) if run is not None else mapped[np.ix_(at, at)]
+    return w, chosen, gram
+
+
+def _as_slice(indices: np.ndarray) -> slice | None:
+    """Increasing ``indices`` as a slice, None if there are gaps."""
+    if not indices.size:
+        return slice(0, 0)
+    first, last = int(indices[0]), int(indices[-1])
+    return slice(first, last + 1) if last - first + 1 == indices.size else None
 
 
 def problems(
