@@ -46,7 +46,7 @@ class Sampler:
                 self.cpu[pid] = spent
         self._family &= {self.root, *now}
         self.private_together = max(self.private_together, sum(now.values()))
-        if perf_counter() - self._pss_at >= _PSS_SECONDS:  # walks page tables: not every time
+        if now and perf_counter() - self._pss_at >= _PSS_SECONDS:  # walks page tables: not every time
             self._pss_at = perf_counter()
             self.pss_together = max(self.pss_together, sum(_pss(pid) or 0 for pid in now))
         self._find()

@@ -25,10 +25,10 @@ HEADER = (
     "solve s",
     "total s",
     "speed-up",
-    "per worker",
+    "/worker",
     "overhead",
     "shards",
-    "first task s",
+    "start s",
     "worker MB",
     "workers MB",
     "all MB",
@@ -64,7 +64,8 @@ class Outcome:
         repeats = max(len(entry.runs) for entry in self.entries)
         runs = "one run each" if repeats == 1 else f"medians of {repeats} interleaved runs"
         return (
-            f"{self.origin}; {run.account.tasks} shards and tiles, the longest {run.account.longest:.2f} s; {runs}",
+            self.origin,
+            f"{run.account.tasks} shards and tiles, the longest {run.account.longest:.2f} s serially; {runs}",
             f"{run.certified} of {run.rows} rows certified, largest relative gap {run.max_relative_gap:.1e}",
             f"sha256 of model.h5 on every engine: {run.sha256}",
         )
@@ -114,7 +115,7 @@ def _entry_json(entries: Sequence[Entry], entry: Entry) -> dict[str, Any]:
 def cells(entries: Sequence[Entry], entry: Entry) -> tuple[str, ...]:
     """The entry as the cells of HEADER."""
     if not entry.runs:
-        return (entry.where.name, "not measured", *("-" for _ in HEADER[2:]))
+        return (entry.where.name, "none", *("-" for _ in HEADER[2:]))
 
     def amount(value: float | None, form: str = ".2f", scale: float = 1.0) -> str:
         return "-" if value is None else f"{value / scale:{form}}"
@@ -151,9 +152,9 @@ def target_rows(found: Sequence[Target]) -> list[tuple[str, ...]]:
 
 
 def notes(outcome: Outcome) -> list[str]:
-    """Why something was not measured."""
-    of_engines = [f"{e.where.name}: {e.reason}" for e in outcome.entries if e.reason]
-    return of_engines + [f"{t.name}: {t.note}" for t in outcome.targets() if t.note and t.reached is None]
+    """Why a target was not measured, where the table of engines does not say so already."""
+    known = {entry.reason for entry in outcome.entries}
+    return [f"{t.name}: {t.note}" for t in outcome.targets() if t.reached is None and t.note not in known]
 
 
 def text(outcomes: Sequence[Outcome], judged: Outcome | None, place: str) -> str:
@@ -190,11 +191,11 @@ def page(outcomes: Sequence[Outcome], judged: Outcome | None, place: str) -> str
 
 
 _LEGEND = (
-    "solve: Gram matrices, rows, certificates, and starting the engine. total: the whole call, with reading, checks and the "
-    "model. speed-up: serial / engine in solve seconds, within each repetition; per worker: divided by the workers. "
-    "overhead: 1 - the tasks' own seconds / (workers x solve); shards: of it, what passes between the tasks of a worker, beside "
-    "their seconds. Memory is private (RssAnon; what is mapped from files is shared by all): the largest worker, the sum of "
-    "the workers, and every process with what else the engine runs."
+    "solve: Gram matrices, rows, certificates, and starting the engine. total: the whole call, with reading, checks and "
+    "the model. speed-up: serial / engine in solve seconds, within each repetition; /worker: divided by the workers. "
+    "overhead: 1 - the tasks' own seconds / (workers x solve); shards: of it, what passes between the tasks of a worker, "
+    "beside their seconds; start: from calling the engine to its first task. Memory is private (RssAnon; what is mapped "
+    "from files is shared by all): the largest worker, the sum of the workers, and every process together."
 )
 
 
