@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simtool.bench import engines_measure as measure
+from simtool.bench import engines_memory as memory
 from simtool.bench import engines_report as report
 from simtool.bench import engines_targets as goals
 from simtool.bench.engines import EngineBenchOptions, bench_engines, worker_counts
@@ -235,6 +236,18 @@ def test_descendants_are_seen_and_strangers_are_not() -> None:
     assert os.getpid() not in seen.private
 
 
+def test_waiting_for_an_idle_machine_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "sleep", lambda _: None)
+    seen: list[float | None] = [1.5, 0.7, 0.05]
+    monkeypatch.setattr(Load, "others_since", lambda self, own: seen.pop(0))
+    memory.await_idle(1e9, 0.1)
+    assert seen == []
+    seen.append(None)  # not known: nothing to wait for
+    memory.await_idle(1e9, 0.1)
+    memory.await_idle(0.0, 0.1)
+    assert seen == []
+
+
 # --- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +307,8 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
         EngineBenchOptions(workers=(0,))
     with pytest.raises(OptionError, match="--repeats"):
         EngineBenchOptions(repeats=0)
+    with pytest.raises(OptionError, match="--wait"):
+        EngineBenchOptions(wait=-1.0)
     with pytest.raises(InputError, match="does not exist"):
         EngineBenchOptions(states=tmp_path / "no.h5")
     with pytest.raises(OptionError, match="--states"):

@@ -16,7 +16,7 @@ from simtool.bench import engines_cases as cases
 from simtool.bench import engines_report as report
 from simtool.bench import machine
 from simtool.bench.arrays import DATA, Source
-from simtool.bench.engines_measure import Where, side_by_side
+from simtool.bench.engines_measure import BUSY, Where, side_by_side
 from simtool.bench.engines_report import Outcome
 from simtool.bench.rows import _check as check_folder
 from simtool.bench.run_case import Settings
@@ -27,8 +27,6 @@ from simtool.solvers.warm import warm
 
 _log = logging.getLogger("simtool")
 ENGINES = ("serial", "process", "ray")
-# From so many cores on, others disturb what is measured.
-_BUSY = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class EngineBenchOptions:
     engines : of ENGINES, empty for all; serial always runs, as the others are compared with it
     workers : counts of workers; empty for 1, 2, 4 and so on up to the cores, and the cores
     repeats : runs of every engine
+    wait : seconds that each run waits at most until other programs leave the machine alone
     states, network, data : a states file in place of the cases, or the network of case F and its data
     quick : sizes of a test, and one run
     """
@@ -49,6 +48,7 @@ class EngineBenchOptions:
     engines: tuple[str, ...] = ()
     workers: tuple[int, ...] = ()
     repeats: int = 3
+    wait: float = 0.0
     states: Path | None = None
     network: NetworkSpec | None = None
     data: str | None = None
@@ -66,6 +66,8 @@ class EngineBenchOptions:
                 raise OptionError(f"--workers must be at least 1, got {count}.")
         if self.repeats < 1:
             raise OptionError(f"--repeats must be at least 1, got {self.repeats}.")
+        if not 0.0 <= self.wait < float("inf"):
+            raise OptionError(f"--wait must be a number of seconds from 0 on, got {self.wait!r}.")
         if self.states is not None and (self.network is not None or self.data is not None or self.names):
             raise OptionError("--states holds the states already: leave out --case, --network and --data.")
         if self.states is not None and not self.states.is_file():
@@ -118,7 +120,7 @@ def bench_engines(
                 progress.note(name)
                 progress.advance()
 
-            entries = side_by_side(states, small.options, places, repeats, Path(scratch), ended)
+            entries = side_by_side(states, small.options, places, repeats, Path(scratch), ended, options.wait)
             progress.finish()
             outcomes.append(Outcome(case, origin, entries))
         described = machine.describe()
@@ -161,7 +163,7 @@ def _place(described: dict[str, Any], load: dict[str, float | None], quick: bool
     typical, most = load["others_median"], load["others_most"]
     if typical is None or most is None:
         place += "; what other programs did meanwhile is not known"
-    elif most > _BUSY:
+    elif most > BUSY:
         place += f"; not idle: other programs used {typical:.1f} cores (median of the runs; up to {most:.1f})"
     else:
         place += "; idle otherwise"

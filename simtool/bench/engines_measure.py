@@ -18,12 +18,14 @@ from statistics import median
 from typing import Any
 
 from simtool.bench.engines_account import Account, Phase, account
-from simtool.bench.engines_memory import Load, Sampler
+from simtool.bench.engines_memory import Load, Sampler, await_idle
 from simtool.errors import WorkerError
 from simtool.stages.sparsify.options import SparsifyOptions
 
 _log = logging.getLogger("simtool")
 _EVERY = 0.05
+# From so many cores on, other programs disturb what is measured.
+BUSY = 0.1
 _THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM", "NUMBA")
 
 
@@ -100,8 +102,11 @@ def side_by_side(
     repeats: int,
     folder: Path,
     ended: Callable[[str], None] = lambda name: None,
+    patience: float = 0.0,
 ) -> tuple[Entry, ...]:
     """Run every engine ``repeats`` times, interleaved; what fails is not tried again, and keeps its reason.
+
+    ``patience``: seconds that each run waits at most for a machine that is idle otherwise.
 
     Raises WorkerError if two models differ in a byte, or if the serial engine fails.
     """
@@ -112,6 +117,7 @@ def side_by_side(
         for where in engines if repeat % 2 == 0 else reversed(engines):
             if where in reasons:
                 continue
+            await_idle(patience, BUSY)
             try:
                 runs[where].append(run_once(states, options, where, folder))
             except _Failed as error:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 _PROC = Path("/proc")
 _PSS_SECONDS = 1.0
+_WATCH_SECONDS = 2.0
 _TICK = float(os.sysconf("SC_CLK_TCK")) if hasattr(os, "sysconf") else 100.0
 
 
@@ -89,6 +90,17 @@ class Load:
         if busy is None or self.busy is None:
             return None
         return max(0.0, busy - self.busy - own) / max(1e-9, perf_counter() - self.at)
+
+
+def await_idle(seconds: float, cores: float) -> None:
+    """Wait until other programs use fewer than ``cores`` cores, for ``seconds`` at most."""
+    ends = perf_counter() + seconds
+    while perf_counter() < ends:
+        before = Load.now()
+        sleep(_WATCH_SECONDS)
+        others = before.others_since(0.0)
+        if others is None or others < cores:
+            return
 
 
 def _machine_busy() -> float | None:

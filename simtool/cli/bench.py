@@ -116,6 +116,13 @@ def rows(
     help="How many workers; repeatable. [default: 1, 2, 4, ... up to the cores]",
 )
 @click.option("--repeats", type=int, default=3, show_default=True, help="Runs of every engine, interleaved.")
+@click.option(
+    "--wait",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Seconds that each run waits, at most, until other programs leave the machine alone.",
+)
 @click.option("--states", type=click.Path(path_type=Path), help="A states file in place of the cases.")
 @click.option("--network", metavar="NETWORK", help="Case F's network. [default: random weights of its sizes]")
 @network_options()
