@@ -180,14 +180,15 @@ def test_all_unsupported_operators_are_named() -> None:
     [
         (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.SELU()), (3,), "selu"),
         (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Softplus(threshold=2)), (3,), "threshold"),
-        (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU6()), (3,), "clamp|relu6|hardtanh"),
+        (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Hardswish()), (3,), "hardswish"),
         (
             torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Softmax(1), torch.nn.Linear(3, 2)),
             (3,),
             "last operator",
         ),
-        (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU()), (2, 3), "flat vectors"),
-        (torch.nn.Conv2d(1, 2, 3), (1, 5, 5), "conv"),
+        (torch.nn.BatchNorm1d(3, track_running_stats=False), (3,), "batch norm"),
+        (torch.nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), (1, 5, 5), "pads by reflect"),
+        (torch.nn.Upsample(scale_factor=1.5), (1, 4, 4), "whole factors"),
     ],
 )
 def test_variants_that_are_refused(module: torch.nn.Module, shape: tuple[int, ...], message: str) -> None:
@@ -488,8 +489,8 @@ class Recurrent(torch.nn.Module):
 @pytest.mark.parametrize(
     ("module", "shape", "name"),
     [
-        (torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5)), (6,), "batch norm"),
-        (torch.nn.Conv2d(1, 2, 3), (1, 5, 5), "conv2d"),
+        (torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.LayerNorm(5)), (6,), "layer norm"),
+        (torch.nn.GroupNorm(1, 2), (2, 5, 5), "group norm"),
         (Recurrent(), (6,), "lstm"),
     ],
 )

@@ -38,6 +38,12 @@ class AffineForm:
         return np.asarray(total)
 
     @property
+    def entries(self) -> int:
+        """At least the non-zeros of the form's rows, bias included."""
+        bias = 0 if self.bias is None else int(np.count_nonzero(self.bias))
+        return bias + sum(operator.entries for _, operator in self.terms)
+
+    @property
     def parents(self) -> tuple[str, ...]:
         """The sources, each once, and BIAS where there is one."""
         names = list(dict.fromkeys(source for source, _ in self.terms))
@@ -48,7 +54,8 @@ class AffineForm:
 class Node:
     """One block-to-be.
 
-    ``z_tensor`` and ``x_tensor`` name the tensors in the reader's own program that hold this node's input and output.
+    ``z_tensor`` and ``x_tensor`` name the tensors in the reader's own program that hold this node's input and output. One that is ""
+    is held by none (the relus that a max-pooling is written as): z then follows from the form, x from the activation.
     """
 
     name: str
@@ -66,7 +73,11 @@ class Node:
 
 @dataclass(frozen=True)
 class OperatorUse:
-    """How one operator of the network was understood: ``linear``, ``activation``, ``arithmetic``, ``map``, ``passed``."""
+    """How one operator of the network was understood.
+
+    ``role`` is ``linear`` (has weights), ``fixed`` (linear without parameters: pooling, slices, permutations, concatenations),
+    ``activation``, ``arithmetic``, ``map`` or ``passed``.
+    """
 
     operator: str
     node: str
@@ -95,6 +106,7 @@ class Graph:
     output_map : softmax, log_softmax, sigmoid or None
     baseline_nnz, baseline_parameters : non-zero and all explicit parameters used, each tensor counted once
     operators : every operator of the network with its role
+    input_tensor : the reader's tensor that holds the input
     """
 
     input_shape: tuple[int, ...]
@@ -105,6 +117,7 @@ class Graph:
     baseline_nnz: int
     baseline_parameters: int
     operators: tuple[OperatorUse, ...] = ()
+    input_tensor: str = ""
 
     @property
     def input_size(self) -> int:
@@ -147,6 +160,12 @@ class Graph:
     @property
     def output_parents(self) -> tuple[str, ...]:
         return self.output.parents
+
+    @property
+    def entries(self) -> int:
+        """At least the non-zeros of the implicit form, counted without forming it."""
+        forms = [*(node.form for node in self.nodes), self.output]
+        return sum(form.entries for form in forms)
 
     def matrices(self) -> Matrices:
         """The implicit form of the SIM paper, eq. (1): x = phi(Ax + Bu), y = Cx + Du."""

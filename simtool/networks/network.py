@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from simtool.blocks import INPUT
 from simtool.networks.graph import Graph
 
 
@@ -80,20 +81,32 @@ def shaped(inputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def collect(graph: Graph, tensors: dict[str, np.ndarray]) -> Recorded:
-    """The record of one batch from the reader's ``tensors``, each (k, ...)."""
+    """The record of one batch from the reader's ``tensors``, each (k, ...).
+
+    What no tensor holds is computed: z by the node's form from what its sources recorded, x by the activation.
+    """
 
     def flat(name: str) -> np.ndarray:
         value = tensors[name]
         return np.asarray(value, dtype=np.float32).reshape(value.shape[0], -1)
 
-    return Recorded(
-        {node.name: flat(node.z_tensor) for node in graph.nodes},
-        {node.name: flat(node.x_tensor) for node in graph.nodes},
-        flat(graph.output_tensor),
-    )
+    z: dict[str, np.ndarray] = {}
+    x: dict[str, np.ndarray] = {}
+    sources = {INPUT: flat(graph.input_tensor)} if graph.input_tensor in tensors else {}
+    for node in graph.nodes:
+        if node.z_tensor:
+            z[node.name] = flat(node.z_tensor)
+        else:
+            wide = {name: (sources | x)[name].astype(np.float64) for name, _ in node.form.terms}
+            z[node.name] = node.form.apply(wide).astype(np.float32)
+        x[node.name] = flat(node.x_tensor) if node.x_tensor else node.activation(z[node.name])
+    return Recorded(z, x, flat(graph.output_tensor))
 
 
 def wanted_tensors(graph: Graph) -> tuple[str, ...]:
     """The reader's tensors that :func:`collect` needs, each once."""
     names = [name for node in graph.nodes for name in (node.z_tensor, node.x_tensor)]
-    return tuple(dict.fromkeys([*names, graph.output_tensor]))
+    computed = [node.form for node in graph.nodes if not node.z_tensor]
+    if any(source == INPUT for form in computed for source, _ in form.terms):
+        names.append(graph.input_tensor)
+    return tuple(dict.fromkeys(name for name in [*names, graph.output_tensor] if name))

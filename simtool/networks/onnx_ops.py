@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from simtool import activations
-
-Attributes = dict[str, Any]
-# (kind, indices of the node's inputs that are operands, attributes)
-Meaning = tuple[str, tuple[int, ...], Attributes]
-
-
-def unsupported(why: str | None = None) -> Meaning:
-    """The meaning of an operator that is refused."""
-    return "unsupported", (), {"why": why} if why else {}
+from simtool.networks import onnx_layers
+from simtool.networks.onnx_layers import Attributes, Inputs, Meaning, unsupported
 
 
 def _activation(
@@ -89,8 +81,10 @@ TABLE: dict[str, Callable[[Attributes], Meaning]] = {
 }
 
 
-def meaning(domain: str, operator: str, attributes: Attributes) -> Meaning:
-    """What a node of this type does."""
-    if domain not in ("", "ai.onnx") or operator not in TABLE:
+def meaning(domain: str, operator: str, attributes: Attributes, inputs: Inputs) -> Meaning:
+    """What a node of this type does; ``inputs`` holds the value of each input that is a constant, None for the others."""
+    if domain not in ("", "ai.onnx"):
         return unsupported()
-    return TABLE[operator](attributes)
+    if operator in onnx_layers.TABLE:
+        return onnx_layers.TABLE[operator](attributes, inputs)
+    return TABLE[operator](attributes) if operator in TABLE else unsupported()

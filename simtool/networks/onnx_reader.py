@@ -17,10 +17,9 @@ import onnx.inliner
 import onnxruntime
 from onnx import numpy_helper
 
-from simtool import activations
 from simtool.errors import FormatError, InputError, UnsupportedOperator
 from simtool.importing import describe
-from simtool.networks import onnx_ops, patterns
+from simtool.networks import onnx_layers, onnx_ops, patterns
 from simtool.networks.network import Recorded, collect, shaped, wanted_tensors
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic import Interpreter
@@ -218,7 +217,9 @@ class _Translator:
         self._fold()
         ops: list[Op] = []
         for node in self._model.graph.node:
-            if node.output[0] not in self._constants:
+            if node.op_type == "Split" and not node.domain:
+                ops += [self._part(node, index) for index, name in enumerate(node.output) if name]
+            elif node.output[0] not in self._constants:
                 ops.append(self._translate(node))
                 ops += [self._extra_output(node, name) for name in node.output[1:] if name]
         output = self._model.graph.output[0].name
@@ -276,11 +277,10 @@ class _Translator:
 
     def _translate(self, node: onnx.NodeProto) -> Op:
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        kind, indices, found = onnx_ops.meaning(node.domain, node.op_type, attributes)
+        kind, indices, found = onnx_ops.meaning(
+            node.domain, node.op_type, attributes, self._known_inputs(node)
+        )
         operands = [node.input[i] for i in indices if i < len(node.input) and node.input[i]]
-        if kind == "unsupported" and not node.domain and node.op_type in ("Clip", "Max"):
-            rule = self._clip if node.op_type == "Clip" else self._maximum
-            kind, found, operands = rule(node, attributes)
         if kind == "unsupported":
             operands = [name for name in node.input if name and name not in self._constants]
         elif why := self._objection(node, attributes):
@@ -295,41 +295,23 @@ class _Translator:
         operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         return Op(kind, operator, node.name or node.output[0], tuple(operands), node.output[0], found)
 
+    def _known_inputs(self, node: onnx.NodeProto) -> list[np.ndarray | None]:
+        """The constants among the inputs; None for what is computed, empty for what is left out."""
+        return [self._constants.get(name) if name else np.empty(0) for name in node.input]
+
+    def _part(self, node: onnx.NodeProto, index: int) -> Op:
+        """One of the results of a Split."""
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        inputs = self._known_inputs(node)
+        kind, _, found = onnx_layers.part(attributes, inputs, len(node.output), index)
+        name = node.output[index]
+        return Op(kind, node.op_type, node.name or name, (node.input[0],), name, found)
+
     def _extra_output(self, node: onnx.NodeProto, name: str) -> Op:
-        """A second output (the mask of a dropout, a part of a split): nothing that is taken has one that matters."""
+        """A second output (the mask of a dropout, the indices of a pooling): nothing that is taken has one that matters."""
         values = tuple(i for i in node.input if i and i not in self._constants)
         why = {"why": f"its further output {name} is used"}
         return Op("unsupported", node.op_type, node.name or node.output[0], values, name, why)
-
-    def _clip(
-        self, node: onnx.NodeProto, attributes: dict[str, Any]
-    ) -> tuple[str, dict[str, Any], list[str]]:
-        """Clip from 0 upwards is relu; its bounds are inputs since opset 11, attributes before."""
-
-        def bound(index: int, name: str, missing: float) -> float | None:
-            if name in attributes:
-                return float(attributes[name])
-            if len(node.input) <= index or not node.input[index]:
-                return missing
-            value = self._constants.get(node.input[index])
-            return None if value is None or value.size != 1 else float(value.reshape(()))
-
-        low, high = bound(1, "min", -np.inf), bound(2, "max", np.inf)
-        if low == 0.0 and high is not None and high >= float(np.finfo(np.float32).max):
-            return "activation", {"activation": activations.make("relu")}, [node.input[0]]
-        return (
-            "unsupported",
-            {"why": f"clips to [{low}, {high}]; only Clip(min=0) is an activation (relu)"},
-            [],
-        )
-
-    def _maximum(self, node: onnx.NodeProto, _: dict[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
-        """Max with the constant 0 is relu."""
-        values = [name for name in node.input if name not in self._constants]
-        constants = [self._constants[name] for name in node.input if name in self._constants]
-        if len(values) == 1 and len(constants) == 1 and constants[0].size == 1 and not constants[0].any():
-            return "activation", {"activation": activations.make("relu")}, values
-        return "unsupported", {"why": "only Max(x, 0) is an activation (relu)"}, []
 
     def _objection(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> str | None:
         """Why a node that is taken in general is refused here."""

@@ -6,23 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from simtool import activations
+from simtool.networks import torch_layers
 from simtool.networks.patterns import is_softplus
-
-# (kind, names of the operands in the call, attributes)
-Meaning = tuple[str, tuple[Any, ...], dict[str, Any]]
+from simtool.networks.torch_layers import Meaning, unsupported
 
 PASSED = frozenset(
     f"aten.{name}"
     for name in (
         "view", "_unsafe_view", "reshape", "flatten", "squeeze", "unsqueeze", "clone", "contiguous", "alias", "detach",
-        "_to_copy", "to", "expand", "lift_fresh_copy", "dropout", "feature_dropout", "alpha_dropout", "unflatten",
+        "_to_copy", "to", "lift_fresh_copy", "dropout", "feature_dropout", "alpha_dropout", "unflatten",
     )
 )  # fmt: skip
-
-
-def unsupported(why: str | None = None) -> Meaning:
-    """The meaning of an operator that is refused."""
-    return "unsupported", (), {"why": why} if why else {}
 
 
 def _argument(call: tuple[tuple[Any, ...], dict[str, Any]], index: int, name: str, default: Any) -> Any:
@@ -58,7 +52,7 @@ def _gelu(*call: Any) -> Meaning:
 def _clamp(*call: Any) -> Meaning:
     low, high = _argument(call, 1, "min", None), _argument(call, 2, "max", None)
     if low != 0 or high is not None:
-        return unsupported(f"clamp to [{low}, {high}] is not one of our activations (clamp(min=0) is relu)")
+        return torch_layers.clamp(*call)
     return "activation", (call[0][0],), _activation("relu")
 
 
@@ -129,6 +123,8 @@ TABLE: dict[str, Callable[..., Meaning]] = {
     "aten.softplus": _softplus,
     "aten.clamp": _clamp,
     "aten.clamp_min": _clamp,
+    "aten.clamp_max": lambda *call: torch_layers.clamp((call[0][0], None, call[0][1]), {}),
+    **torch_layers.TABLE,
     "aten.softmax": _map("softmax"),
     "aten._softmax": _map("softmax"),
     "aten.log_softmax": _map("log_softmax"),

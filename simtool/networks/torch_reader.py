@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import operator as operator_module
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import fx
 
 from simtool.errors import InputError, UnsupportedOperator
 from simtool.importing import describe
-from simtool.networks import patterns, torch_ops
+from simtool.networks import patterns, torch_layers, torch_ops
 from simtool.networks.graph import Graph
 from simtool.networks.network import Recorded, collect, shaped, wanted_tensors
 from simtool.networks.program import Op, Program
@@ -244,8 +245,14 @@ class _Translator:
         return True
 
     def _translate(self, node: fx.Node) -> Op:
-        operator = str(node.target).rpartition(".")[0] or str(node.target)
-        kind, operands, attributes = torch_ops.meaning(operator, node.args, dict(node.kwargs))
+        whole = _whole(node)  # of which this picks one result, else this node itself
+        target = str(node.target if whole is None else whole.target)
+        operator = target.rpartition(".")[0] or target
+        if whole is None:
+            kind, operands, attributes = torch_ops.meaning(operator, node.args, dict(node.kwargs))
+        else:
+            call = (whole.args, dict(whole.kwargs))
+            kind, operands, attributes = torch_layers.part(operator, call, whole.meta["val"], node.args[1])  # type: ignore[arg-type]
         if operator in ("aten.to", "aten._to_copy") and not self._keeps_type(node):
             kind, operands, attributes = torch_ops.unsupported("changes the element type")
         if kind == "unsupported":
@@ -256,6 +263,8 @@ class _Translator:
             self._constants[turned] = self._constants[names[1]].t()
             self._roots[turned] = self._roots.get(names[1], frozenset())
             names[1] = turned
+        if whole is not None and kind != "unsupported":
+            return Op(kind, target, whole.name, tuple(names), node.name, attributes)
         return Op(kind, str(node.target), node.name, tuple(names), node.name, attributes)
 
     def _operand(self, node: fx.Node, index: int, operand: Any) -> str:
@@ -273,6 +282,13 @@ class _Translator:
             for parent in node.all_input_nodes
             if isinstance(parent.meta.get("val"), torch.Tensor)
         )
+
+
+def _whole(node: fx.Node) -> fx.Node | None:
+    """The operator with several results one of which ``node`` picks."""
+    if node.target is not operator_module.getitem or not isinstance(node.args[0], fx.Node):
+        return None
+    return node.args[0] if isinstance(node.args[1], int) else None
 
 
 def _array(value: torch.Tensor) -> np.ndarray:

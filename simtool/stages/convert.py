@@ -10,6 +10,7 @@ from typing import Any
 from simtool import hdf5
 from simtool.errors import InputError
 from simtool.model import ImplicitModel
+from simtool.networks.formable import require_formable
 from simtool.networks.graph import Graph
 from simtool.networks.loading import load_network
 from simtool.networks.network import NetworkSpec
@@ -25,6 +26,7 @@ def implicit_form(graph: Graph, fingerprints: dict[str, str] | None = None) -> I
             "the network has no activation between its input and its output, so it has no states: it is linear already. "
             "Use a network with at least one hidden layer."
         )
+    require_formable(graph, "the network")
     matrices = graph.matrices()
     return ImplicitModel(
         A=matrices.A,

@@ -19,6 +19,7 @@ from simtool.data import DataSource, data_path, open_data
 from simtool.errors import InputError, OptionError, OutputError
 from simtool.model import ImplicitModel, state_sensitivity
 from simtool.networks import Network, NetworkSpec, Recorded, load_network
+from simtool.networks.formable import require_formable
 from simtool.networks.sensitivity import is_acyclic, squared_gradients
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.rescale import DEFAULT_GAMMA, Form, Rescale, scaling
@@ -73,6 +74,7 @@ def extract(
     layout = _layout(loaded, len(indices), batch_size)
     _check_space(target, layout)
     _warn_interpolation(loaded.graph.blocks, loaded.graph.input_size, len(indices))
+    require_formable(loaded.graph, str(loaded.description["network"]))
     matrices = loaded.graph.matrices()
     form = Form(matrices.A, matrices.B, matrices.C, matrices.D)
     g = scaling(mode, form, loaded.graph.blocks)
@@ -176,7 +178,7 @@ def _cyclic_model(network: Network) -> ImplicitModel | None:
 
 def _probe_columns(samples: int, network: Network) -> np.ndarray:
     """The evenly spaced samples whose gradients are averaged; fewer of them for networks with many weights and outputs."""
-    weights = sum(operator.matrix().nnz for node in network.graph.nodes for _, operator in node.form.terms)
+    weights = sum(operator.entries for node in network.graph.nodes for _, operator in node.form.terms)
     affordable = _SENSITIVITY_WORK // max(1, weights * network.graph.output_size)
     count = min(samples, _SENSITIVITY_SAMPLES, max(16, affordable))
     return np.unique(np.linspace(0, samples - 1, count).round().astype(np.int64))

@@ -1,0 +1,58 @@
+"""Whether the implicit form of a network can be formed at all: convolutions have many times more entries than weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simtool.errors import InputError
+from simtool.networks.graph import Graph
+
+MOST_ENTRIES = 2**31 - 1  # what 32-bit indices reach
+# Values and indices of the pieces, of the whole before it is sorted, and of the result.
+_BYTES_AN_ENTRY = 64
+
+
+def require_formable(graph: Graph, network: str) -> None:
+    """Raise InputError, before any work, where A, B, C and D together are too large for 32-bit indices or for the memory."""
+    entries = graph.entries
+    needed, free = _BYTES_AN_ENTRY * entries, free_memory()
+    if entries > MOST_ENTRIES:
+        limit = f"at most {MOST_ENTRIES} are possible"
+    elif free is not None and needed > free:
+        limit = (
+            f"forming them takes about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
+        )
+    else:
+        return
+    raise InputError(
+        f"the implicit form of {network} would have {entries} non-zeros ({graph.states} states, {graph.input_size} inputs, "
+        f"{graph.output_size} outputs): {limit}. A convolution gives every position of its output a row of its own. Use smaller "
+        "samples, or a part of the network."
+    )
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take: what the machine has left, less where its container has a limit; None if unknown."""
+    found = [value for value in (_machine(), _container()) if value is not None]
+    return min(found) if found else None
+
+
+def _machine() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _container() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text())
+        used = int((folder / "memory.current").read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return limit - used + int(statistics.get("inactive_file", 0))
+    except (OSError, ValueError):  # no limit ("max"), or no control groups
+        return None
