@@ -69,7 +69,9 @@ def certify(rows: RowSet, w: np.ndarray, tolerance: float) -> Certificates:
         loose = loose & np.isinf(reach)
     if loose.any():
         # Per feature, relative to the largest that theta could reach: 2 loss_weight ||z|| ||W_j||.
-        largest = 2.0 * objective.loss_weight * np.sqrt(np.outer(rows.target_norms, rows.design.squares))
+        largest = (
+            2.0 * objective.loss_weight * np.sqrt(np.outer(rows.target_norms, rows.design.measured_squares))
+        )
         error = np.where(loose, np.abs(correlation), 0.0)
         # A square that underflows must not hide a correlation that does not.
         unseen = np.where(error > 0, np.inf, 0.0)

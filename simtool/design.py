@@ -137,8 +137,11 @@ class Design:
     @cached_property
     def squares(self) -> np.ndarray:
         """||W_j||^2 of every feature, (d,)."""
-        if self.has_gram:
-            return np.array(np.diag(self.gram))
+        return np.array(np.diag(self.gram)) if self.has_gram else self.measured_squares
+
+    @cached_property
+    def measured_squares(self) -> np.ndarray:
+        """The same from W itself, whatever G says: what a certificate goes by."""
         total = np.zeros(self.d)
         for samples in self._sample_tiles():
             for start in range(0, self.d, FEATURE_CHUNK):
@@ -177,6 +180,8 @@ class Design:
     def _gathered(self, chosen: np.ndarray, samples: slice) -> np.ndarray:
         """The features ``chosen`` (indices), neighbours at a time where they have some: gathering first copies twice."""
         at = chosen if self._index is None else self._index[chosen]
+        if not at.size:
+            return np.empty((0, len(range(*samples.indices(self.m)))))
         ends = np.flatnonzero(np.diff(at, append=-2) != 1) + 1
         if ends.size * _LEAST_RUN > at.size:
             return self._weigh(self._stored[at, samples], samples)

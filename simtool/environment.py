@@ -11,7 +11,21 @@ from simtool import __version__
 
 _PACKAGES = ("numpy", "scipy", "numba")
 _VECTOR_FLAGS = frozenset(
-    ["sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "asimd", "sve", "sve2"]
+    [
+        "sse4_2",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512cd",
+        "avx512dq",
+        "avx512vl",
+        "asimd",
+        "sve",
+        "sve2",
+    ]
 )
 
 

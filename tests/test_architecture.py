@@ -15,7 +15,17 @@ ROOT = Path(simtool.__file__).parent
 
 # A part may import the parts named here, and itself. "words" are the modules everything shares.
 WORDS = {
-    *("errors", "activations", "blocks", "progress", "strict_json", "importing", "environment", "status"),
+    *(
+        "errors",
+        "activations",
+        "blocks",
+        "progress",
+        "strict_json",
+        "importing",
+        "environment",
+        "status",
+        "temporary",
+    ),
     "__init__",
 }
 ALLOWED: dict[str, set[str]] = {

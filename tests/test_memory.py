@@ -18,7 +18,7 @@ from simtool import engines, environment
 from simtool.activations import parse
 from simtool.blocks import Block, to_json
 from simtool.design import SAMPLE_TILE
-from simtool.engines.threads import single_threaded_environment
+from simtool.engines.threads import worker_environment
 from simtool.progress import NO_PROGRESS
 from simtool.solvers.warm import warm
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
@@ -154,7 +154,7 @@ def test_a_worker_holds_little_beside_what_it_maps(
     warm("native")  # as a run does before it starts workers: compiling takes more memory than solving
     child = subprocess.Popen(
         [sys.executable, "-c", _SOLVE, str(folder), str(kappa), str(states)],
-        env=single_threaded_environment(),
+        env=worker_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -9,7 +9,6 @@ from slurm_cluster import SlurmCluster, slurm, slurm_session
 from test_engine_ray import Nodes, cluster
 
 from simtool.engines import EngineOptions
-from simtool.engines.shards import is_valid
 from simtool.engines.slurm import SlurmOptions
 from simtool.progress import Progress
 from simtool.stages.sparsify.folder import RunFolder
@@ -49,7 +48,7 @@ class StopAfter(Progress):
 
 def _done(run: Path) -> int:
     folder = RunFolder(run)
-    return sum(is_valid(folder.shard(index)) for index in range(len(plan_of(folder).shards)))
+    return sum(folder.holds(folder.shard(index)) for index in range(len(plan_of(folder).shards)))
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))

@@ -451,3 +451,66 @@ def test_dead_features_of_a_large_gram_matrix_stay_zero(monkeypatch: pytest.Monk
             w = _on_gram(rows)
             assert not w[:, rows.design.dead].any()
             assert certify(rows, w, 1e-6).certified.all()
+
+
+# --- features that nearly depend on each other ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
+def test_a_direction_that_is_nearly_hidden_certifies_nothing(
+    size: float, tiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of a feature but for the last bit of one sample: least squares gains there, with a coefficient of 1e12.
+
+    A dual point that is not projected off that direction would certify the row without it, 8 % away.
+    """
+    from simtool.row_space import vectors
+
+    if tiled:
+        monkeypatch.setattr("simtool.design._MOST_HELD", 50)
+        monkeypatch.setattr(vectors, "_MOST_KEPT", 40)
+    rng = np.random.default_rng(1)
+    w = rng.standard_normal((4, 40)).astype(np.float32)
+    w[2, 7] = size
+    w[3] = w[2]
+    w[3, 7] = np.nextafter(w[2, 7], np.float32(10))
+    z = rng.standard_normal(40).astype(np.float32)
+    z[7] = 2.0
+    rows = RowSet(Design(w), z[None], Objective(0.5, Penalty(), None), np.zeros(4, dtype=bool))
+    proof = certify(rows, Elimination(rows).complete(np.zeros((1, 4))), 1e-6)
+    # Without sample 7 and the copy, what is left is the least squares of the other three features.
+    others, target = np.delete(w[:3].astype(float), 7, axis=1), np.delete(z.astype(float), 7)
+    left = target - others.T @ np.linalg.lstsq(others.T, target, rcond=None)[0]
+    best = 0.5 * float(left @ left)
+    gap = (proof.primal[0] - best) / max(proof.primal[0], 1e-2 * 0.5 * float(z @ z))
+    assert not proof.certified[0] or gap <= 1e-5
+
+
+def test_a_space_of_nothing_and_one_seen_by_some_of_its_features() -> None:
+    from simtool.row_space import SingularSpace, TriangularSpace, row_space
+    from simtool.row_space.vectors import Held
+
+    vectors = np.random.default_rng(0).standard_normal((3, 50))
+    empty = row_space(np.zeros((4, 50)))
+    assert isinstance(empty, SingularSpace)
+    np.testing.assert_array_equal(empty.shrink_out(vectors), vectors)
+    np.testing.assert_array_equal(empty.coefficients(vectors), np.zeros((3, 4)))
+    w = np.random.default_rng(1).standard_normal((4, 50))
+    w[1] = 0.0
+    space = TriangularSpace(Held(w), 0.0)
+    members = np.array([True, False, True, True])
+    seen = space.restricted(members)
+    np.testing.assert_allclose(seen.shrink_out(vectors), space.shrink_out(vectors), atol=1e-13)
+    np.testing.assert_allclose(
+        seen.coefficients(vectors), space.coefficients(vectors)[:, members], atol=1e-13
+    )
+
+
+def test_a_certificate_does_not_believe_the_gram_matrix() -> None:
+    rng = np.random.default_rng(0)
+    w, z = rng.standard_normal((5, 40)), rng.standard_normal((1, 40))
+    rows = RowSet(
+        Design(w, gram=1e30 * np.eye(5)), z, Objective(0.5, Penalty(), None), np.zeros(5, dtype=bool)
+    )
+    assert not certify(rows, np.zeros((1, 5)), 1e-6).certified[0]

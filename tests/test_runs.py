@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -24,7 +25,6 @@ from simtool import environment
 from simtool.cli import main
 from simtool.engines import EngineOptions
 from simtool.engines.process import ProcessEngine
-from simtool.engines.shards import is_valid
 from simtool.engines.slurm import SlurmOptions
 from simtool.errors import (
     FormatError,
@@ -78,7 +78,7 @@ def interrupted(states: Path, run: Path, after: int = 2, options: SparsifyOption
     with pytest.raises(Stop):
         sparsify(states, run, options, engine="serial", progress=Stopping())
     folder = RunFolder(run)
-    assert 0 < sum(is_valid(folder.shard(i)) for i in range(4)) < 4
+    assert 0 < sum(folder.holds(folder.shard(i)) for i in range(4)) < 4
     return folder
 
 
@@ -417,7 +417,7 @@ def test_parts_of_every_phase_make_the_same_model(
     with pytest.raises(WorkerError, match=r"3 of 4 shards .* are missing.*simtool resume"):
         work(folder.path, "merge")
     done = sum(work(folder.path, "tiles", part=k, parts=parts)["done"] for k in range(parts))
-    needed = {plan.groups[plan.shards[k].group].gram for k in range(4) if not is_valid(folder.shard(k))}
+    needed = {plan.groups[plan.shards[k].group].gram for k in range(4) if not folder.holds(folder.shard(k))}
     assert done == sum(tile[0] in needed for tile in plan.tiles)
     work(folder.path, "prepare")
     done = sum(work(folder.path, "rows", part=k, parts=parts)["done"] for k in range(parts))
@@ -490,6 +490,113 @@ def test_workers_that_memory_cannot_hold_are_refused(
     assert "fewer --workers" in found["lack"]
 
 
+# --- what a folder says is not trusted -----------------------------------------------------------------------------------------
+
+
+def test_code_that_a_folder_names_is_not_run(digits: dict[str, Path], tmp_path: Path) -> None:
+    folder = interrupted(digits["states"], tmp_path / "run")
+    spec = json.loads(folder.spec.read_text())
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\ndef f(a, b):\n    return 0, []\n")
+    spec["options"] |= {"objective": f"{evil}:f", "solver": "clarabel", "beta": None}
+    spec["objective"] = {"source_sha256": "0" * 64}
+    folder.spec.write_text(json.dumps(spec))
+    for call in (lambda: resume(folder.path), lambda: work(folder.path, "rows")):
+        with pytest.raises(OptionError, match="if you trust it"):
+            call()
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_ray_address_that_a_folder_names_is_not_called(digits: dict[str, Path], tmp_path: Path) -> None:
+    folder = interrupted(digits["states"], tmp_path / "run")
+    Request(digits["states"], EngineOptions("ray", None, "10.1.2.3:6379")).write(folder)
+    with pytest.raises(OptionError, match=r"--ray-address 10\.1\.2\.3:6379"):
+        resume(folder.path)
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1])
+def test_cancel_signals_no_process_that_it_is_talked_into(
+    pid: int, digits: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = interrupted(digits["states"], tmp_path / "run")
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal was sent") if _[1] else None)
+    content = json.dumps({"pid": pid, "host": platform.node(), "born": "", "since": 0})
+    (folder.path / ".lock").write_text(content)
+    assert cancel(folder.path)["stopped"] is None  # nobody holds the lock
+    (folder.path / ".owner").write_text(content)
+    with pytest.raises(OutputError, match="does not say which process"):
+        cancel(folder.path)
+
+
+def test_a_holder_that_was_killed_elsewhere_is_not_at_work(digits: dict[str, Path], tmp_path: Path) -> None:
+    folder = interrupted(digits["states"], tmp_path / "run")
+    content = {**lock.this_process(), "host": "another-machine"}
+    (folder.path / ".lock").write_text(json.dumps(content))
+    assert status(folder.path)["state"] == "stopped"
+
+
+def test_a_copy_of_a_run_has_no_jobs_of_its_own(tmp_path: Path) -> None:
+    from simtool.engines.slurm import Job, Jobs, job_name
+    from simtool.stages.sparsify.remote import own_jobs
+
+    folder = RunFolder(tmp_path / "run")
+    folder.slurm.mkdir(parents=True)
+    job = Job("rows", job_name(folder.slurm, "rows"), 4, "2026-01-01T00:00:00Z", 7)
+    Jobs(folder.slurm, "cluster", (job,)).write()
+    assert own_jobs(folder) is not None
+    shutil.copytree(folder.path, tmp_path / "copy")
+    assert own_jobs(RunFolder(tmp_path / "copy")) is None
+
+
+def test_shards_without_a_spec_are_not_adopted(digits: dict[str, Path], tmp_path: Path) -> None:
+    folder = interrupted(digits["states"], tmp_path / "run")
+    folder.spec.unlink()
+    with pytest.raises(OutputError, match=r"but not its spec\.json"):
+        sparsify(digits["states"], folder.path, SparsifyOptions(objective="l1", beta=5.0))
+
+
+def test_rows_are_not_solved_on_a_damaged_gram_matrix(digits: dict[str, Path], tmp_path: Path) -> None:
+    folder = interrupted(digits["states"], tmp_path / "run")
+    for name in ("gram-0", "gram-1", "gram-2"):
+        array = folder.array(name)
+        content = bytearray(array.read_bytes())
+        content[-3] ^= 0x40
+        array.write_bytes(bytes(content))
+    with pytest.raises(WorkerError, match="Gram matrices"):
+        work(folder.path, "rows")
+
+
+def test_what_killed_processes_left_is_removed(digits: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+    folder = interrupted(digits["states"], tmp_path / "run")
+    (folder.rows / ".000003.shard.123.tmp").write_bytes(b"half")
+    resume(folder.path, engine="serial")
+    assert not list(folder.rows.glob(".*"))
+    folder.work.mkdir()  # as if the process had ended right after it wrote the result
+    (folder.work / "design.npy").write_bytes(b"much")
+    resume(folder.path, engine="serial")
+    assert not folder.work.exists()
+
+
+@pytest.mark.parametrize("content", ["{}", '{"result": 3}', "[]", "3"])
+def test_status_of_a_damaged_timing(content: str, whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "timing.json").write_text(content)
+    assert status(run)["done"] == 4
+
+
+@pytest.mark.parametrize(
+    "slurm", [{"time": 30}, {"partition": 5}, {"extra": ["--export=ALL,BASH_ENV=/tmp/x"]}, {"array_size": 0}]
+)
+def test_requests_are_checked(slurm: dict[str, Any], digits: dict[str, Path], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    Request(digits["states"], EngineOptions("slurm", slurm=SlurmOptions())).write(folder)
+    content = json.loads(folder.request.read_text())
+    content["engine"]["slurm"] |= slurm
+    folder.request.write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=r"request\.json"):
+        Request.read(folder)
+
+
 # --- the command line --------------------------------------------------------------------------------------------------------
 
 
@@ -518,10 +625,73 @@ def test_what_is_no_run_is_refused(verb: str, tmp_path: Path) -> None:
     assert "not a run folder" in result.output
 
 
-def test_options_of_an_engine_need_one(whole: Path) -> None:
-    result = CliRunner().invoke(main, ["resume", str(whole), "--partition", "main"])
-    assert result.exit_code == 1
-    assert "Add --engine" in result.output
+def test_options_of_an_engine_name_it() -> None:
+    from simtool.cli.engine import taken_engine
+
+    nothing = dict.fromkeys(
+        ("partition", "time", "cpus_per_task", "array_size", "memory", "account", "ray_nodes")
+    )
+    nothing |= {"extra": (), "engine": None, "workers": None, "ray_address": None}
+    nothing |= {"wait": False, "allow_mixed": False}
+    assert taken_engine(dict(nothing)) == (None, False)
+    engine, _ = taken_engine({**nothing, "partition": "main"})
+    assert engine == EngineOptions("slurm", slurm=SlurmOptions(partition="main"))
+    engine, _ = taken_engine({**nothing, "ray_address": "local"})
+    assert engine == EngineOptions("ray", ray_address="local")
+    with pytest.raises(OptionError, match="--workers 3 was given without an engine"):
+        taken_engine({**nothing, "workers": 3})
+
+
+@pytest.mark.parametrize("words", [["--engine", "foo"], ["--workers", "x"], ["--nonsense"]])
+def test_what_cannot_be_parsed_is_json_too(words: list[str]) -> None:
+    result = CliRunner().invoke(main, ["sparsify", "s.h5", "-o", "r", "--json", *words])
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["exit"] == 2
+
+
+@pytest.mark.parametrize("damage", ["of another run", "swapped", "another spec"])
+def test_a_shard_belongs_to_its_run_and_place(
+    damage: str, digits: dict[str, Path], whole: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(shutil.copytree(whole, tmp_path / "run"))
+    folder.model.unlink()
+    beta = 4.0
+    if damage == "of another run":
+        other = interrupted(
+            digits["states"], tmp_path / "other", 1, SparsifyOptions(objective="l1", beta=3.0)
+        )
+        (shard,) = other.rows.glob("*.shard")
+        shutil.copy(shard, folder.rows / shard.name)
+    elif damage == "swapped":
+        first, second = folder.shard(0).read_bytes(), folder.shard(1).read_bytes()
+        folder.shard(0).write_bytes(second)
+        folder.shard(1).write_bytes(first)
+    else:
+        beta = 3.0
+        folder.spec.write_text(folder.spec.read_text().replace('"beta": 4.0', '"beta": 3.0'))
+    assert status(folder.path)["done"] < 4
+    resume(folder.path, engine="serial")
+    sparsify(
+        digits["states"], tmp_path / "right", SparsifyOptions(objective="l1", beta=beta), engine="serial"
+    )
+    assert load_model(folder.model).nnz == load_model(tmp_path / "right").nnz
+    if damage != "another spec":
+        assert folder.model.read_bytes() == (whole / "model.h5").read_bytes()
+
+
+def test_nothing_is_left_of_a_run_that_is_refused(
+    digits: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "available_memory", lambda: 300 * 2**20)
+    with pytest.raises(InputError):
+        sparsify(digits["states"], tmp_path / "run", L1, engine="process", workers=4)
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_are_not_solved_beside_a_process_that_does(digits: dict[str, Path], tmp_path: Path) -> None:
+    folder = interrupted(digits["states"], tmp_path / "run")
+    with folder.locked(), pytest.raises(OutputError, match="which solves its rows"):
+        work(folder.path, "rows")
 
 
 # --- the process engine ------------------------------------------------------------------------------------------------------
@@ -583,3 +753,57 @@ def test_an_interrupt_lets_running_shards_finish(tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 7
     assert {file.name for file in tmp_path.glob("ended-*")} == {"ended-0", "ended-1"}
     assert not (tmp_path / "started-2").exists()
+
+
+def half_a_line(folder: Path, item: int) -> dict[str, Any]:
+    """Ends in the middle of an answer, as a worker does that is killed while it speaks."""
+    for number in range(3, 64):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{number}").startswith("pipe:"):
+                os.write(number, b'{"report": {"it')
+    os._exit(3)
+
+
+def test_half_an_answer_is_the_end_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    engine = ProcessEngine(1)
+    try:
+        with pytest.raises(WorkerError, match="ended with exit code 3"):
+            engine.run("test_runs:half_a_line", tmp_path, [0], lambda *_: None)
+    finally:
+        engine.close()
+
+
+def test_modules_of_the_callers_folder_shadow_nothing(
+    digits: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise RuntimeError('not yours')")
+    monkeypatch.chdir(tmp_path)
+    assert sparsify(digits["states"], tmp_path / "run", L1, engine="process", workers=1)["certified"] == 90
+
+
+def test_threads_of_the_merge_change_no_byte(tmp_path: Path) -> None:
+    """The rescaling of a large cyclic model solves a system, whose last bits depend on the threads that share it."""
+    (tmp_path / "wide.py").write_text(
+        "import torch\ndef net():\n    torch.manual_seed(3)\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(64, 100), torch.nn.ReLU(), torch.nn.Linear(100, 100),\n"
+        "        torch.nn.ReLU(), torch.nn.Linear(100, 10))\n"
+    )
+    from simtool.networks import NetworkSpec
+    from simtool.stages.extract import extract
+
+    states = tmp_path / "states.h5"
+    extract(NetworkSpec(f"{tmp_path / 'wide.py'}:net"), "digits", samples=150, output=states)
+    models = []
+    for threads in ("1", "2"):
+        run = tmp_path / threads
+        code = (
+            "import sys; from simtool import SparsifyOptions, sparsify\n"
+            "options = SparsifyOptions(structure='free', kappa=0.9)\n"
+            "sparsify(sys.argv[1], sys.argv[2], options, engine='serial')\n"
+        )
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        environment = {**os.environ, **dict.fromkeys(names, threads)}
+        subprocess.run([sys.executable, "-c", code, str(states), str(run)], env=environment, check=True)
+        models.append((run / "model.h5").read_bytes())
+    assert models[0] == models[1]

@@ -116,7 +116,18 @@ def test_a_run_that_is_cancelled_and_resumed(here: Path) -> None:
     assert not layer.alive(jobs)
     assert simtool(here, "status", "run")["state"] == "stopped"
     (here / "go").touch()
-    result = simtool(here, "resume", "run", "--engine", "slurm", "--array-size", "2", "--wait")
+    result = simtool(
+        here,
+        "resume",
+        "run",
+        "--objective",
+        "held:objective",
+        "--engine",
+        "slurm",
+        "--array-size",
+        "2",
+        "--wait",
+    )
     again = Jobs.read(here / "run" / "slurm")
     # What was finished before is not submitted again.
     assert [job.phase for job in again.jobs] == ["rows", "merge"]

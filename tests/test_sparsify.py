@@ -19,7 +19,7 @@ import pytest
 from simtool.activations import make
 from simtool.blocks import BIAS, INPUT, Block
 from simtool.certificate import certify
-from simtool.engines.shards import is_valid, read_shard, write_shard
+from simtool.engines.shards import read_shard, write_shard
 from simtool.errors import FormatError, InputError, OptionError, OutputError, SpecChanged, WorkerError
 from simtool.model import load_model
 from simtool.stages.sparsify import estimate
@@ -225,7 +225,7 @@ def test_missing_and_corrupted_shards_are_solved_again(digits: dict[str, Path], 
     damaged[-20] ^= 0xFF
     folder.shard(1).write_bytes(damaged)
     folder.shard(2).write_bytes(b"")
-    assert [is_valid(folder.shard(i)) for i in range(4)] == [False, False, False, True]
+    assert [folder.holds(folder.shard(i)) for i in range(4)] == [False, False, False, True]
     sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
     assert folder.model.read_bytes() == before
 
@@ -376,7 +376,7 @@ def test_a_disk_that_fills_up_loses_nothing(
         sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
     monkeypatch.undo()
     folder = RunFolder(tmp_path / "run")
-    assert [is_valid(folder.shard(i)) for i in range(4)] == [True, True, False, False]
+    assert [folder.holds(folder.shard(i)) for i in range(4)] == [True, True, False, False]
     sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
     sparsify(digits["states"], tmp_path / "clean", L1, engine="serial")
     assert folder.model.read_bytes() == (tmp_path / "clean" / "model.h5").read_bytes()

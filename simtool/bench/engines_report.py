@@ -18,6 +18,7 @@ from simtool.bench.engines_measure import Entry, Run
 from simtool.bench.engines_targets import Target, speed_up, targets
 from simtool.errors import OutputError
 from simtool.strict_json import finite
+from simtool.temporary import beside
 
 MARK, PAGE, PICTURE = "bench.json", "engines.md", "time-by-engine"
 HEADER = (
@@ -225,7 +226,7 @@ def draw(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
 
 def write(folder: Path, content: dict[str, Any], markdown: str, picture: dict[str, bytes]) -> None:
     """Write the report beside ``folder`` and move it there when it is complete. Raises OutputError."""
-    temporary = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = beside(folder.absolute())
     try:
         temporary.mkdir()
         (temporary / PAGE).write_text(markdown)

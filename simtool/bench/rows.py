@@ -21,6 +21,7 @@ from simtool.networks import NetworkSpec
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.solvers.warm import warm
 from simtool.strict_json import finite
+from simtool.temporary import beside
 
 _log = logging.getLogger("simtool")
 FIGURES = ("gap", "thesis")
@@ -219,7 +220,7 @@ def _check(folder: Path, overwrite: bool) -> None:
 
 def _write(folder: Path, content: dict[str, Any], page: str, pictures: dict[str, dict[str, bytes]]) -> None:
     """Write the report beside ``folder`` and move it there when it is complete. Raises OutputError."""
-    temporary = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = beside(folder.absolute())
     try:
         temporary.mkdir()
         (temporary / "rows.md").write_text(page)

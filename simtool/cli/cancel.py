@@ -20,7 +20,7 @@ def command(run: Path, as_json: bool, quiet: bool) -> None:
 
     found, again = cancel(run), shlex.quote(str(run))
     if found["jobs"]:
-        words = f"{found['jobs']} tasks taken from the queue. simtool resume {again} goes on with it."
+        words = f"{found['jobs']} task{'s' if found['jobs'] > 1 else ''} taken from the queue. simtool resume {again} goes on with it."
     elif found["stopped"]:
         words = f"process {found['stopped']} stopped. simtool resume {again} goes on with it."
     else:

@@ -80,9 +80,13 @@ def taken_engine(options: dict[str, Any]) -> tuple[EngineOptions | None, bool]:
     wait, allow_mixed = options.pop("wait"), options.pop("allow_mixed")
     given = {key: options.pop(key) for key in _SLURM}
     given = {key: value for key, value in given.items() if value not in (None, ())}
+    if name is None:  # what belongs to one engine alone names it
+        name = "slurm" if given or wait else "ray" if address is not None else None
     if name is None:
-        if workers is not None or address is not None or given or wait:
-            raise OptionError("options of an engine were given without one. Add --engine.")
+        if workers is not None:
+            raise OptionError(
+                f"--workers {workers} was given without an engine. Add --engine process or --engine ray."
+            )
         return None, allow_mixed
     slurm = None
     if given:

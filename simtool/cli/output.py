@@ -55,11 +55,15 @@ def fail(message: str, code: int, as_json: bool) -> None:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as what Ctrl-C raises: schedulers send it before they kill."""
+    """SIGTERM or SIGHUP, as what Ctrl-C raises: schedulers send the first before they kill, a closed terminal the second."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
 
 
-def _on_sigterm(*_: object) -> None:
-    raise _Terminated
+def _on_signal(number: int, _: object) -> None:
+    raise _Terminated(number)
 
 
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,13 +77,15 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> Any:
         _configure_log(quiet)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _on_sigterm)
+            signal.signal(signal.SIGTERM, _on_signal)
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+                signal.signal(signal.SIGHUP, _on_signal)
         try:
             return function(*args, as_json=as_json, quiet=quiet, **kwargs)
         except SimtoolError as error:
             fail(str(error), error.exit_code, as_json)
         except KeyboardInterrupt as error:
-            code = 143 if isinstance(error, _Terminated) else 130
+            code = error.exit_code if isinstance(error, _Terminated) else 130
             fail("interrupted. Run the same command again; a run goes on where it stopped.", code, as_json)
         except BrokenPipeError:
             # The reader of our output has gone (as in `simtool ... | head`): end quietly, as other commands do.

@@ -17,6 +17,9 @@ from simtool.cli.sparsify import show
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--states", type=click.Path(path_type=Path), help="The states file, if it has moved.")
+@click.option(
+    "--objective", metavar="MODULE:FUNCTION", help="Repeats an objective of your own, whose code is run."
+)
 @engine_options(None)
 @common_options
 def command(run: Path, states: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -24,6 +27,14 @@ def command(run: Path, states: Path | None, as_json: bool, quiet: bool, **option
     from simtool.stages.sparsify.folder import RunFolder
     from simtool.stages.sparsify.stage import resume
 
+    objective = options.pop("objective")
     where, allow_mixed = taken_engine(options)
-    result = resume(run, states=states, engine=where, allow_mixed=allow_mixed, progress=progress_for(quiet))
+    result = resume(
+        run,
+        states=states,
+        objective=objective,
+        engine=where,
+        allow_mixed=allow_mixed,
+        progress=progress_for(quiet),
+    )
     show(result, as_json, float(RunFolder(run).read_spec()["options"]["tol"]))

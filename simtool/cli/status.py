@@ -39,7 +39,7 @@ def describe(found: dict[str, Any]) -> str:
         ),
         ("rows", f"{found['rows_done']} of {found['rows']} done, {found['certified']} certified"),
     ]
-    if found["tiles"]:
+    if found["tiles"] and found["rows_done"] < found["rows"]:
         lines.append(("Gram tiles", f"{found['tiles_done']} of {found['tiles']}"))
     if eta is not None:
         lines.append(("ETA", format_seconds(eta)))
@@ -56,6 +56,10 @@ def describe(found: dict[str, Any]) -> str:
     lines += [("failed", f"{e['phase']} {e['item']}: {e['error']}") for e in errors[:_MOST_ERRORS]]
     if len(errors) > _MOST_ERRORS:
         lines.append(("", f"and {len(errors) - _MOST_ERRORS} more"))
+    logs = Path(found["run"]) / "slurm" / "log"
+    if found["state"] != "finished" and logs.is_dir():
+        lines.append(("jobs' words", str(logs)))
     if found["state"] == "stopped":
-        lines.append(("next", f"simtool resume {shlex.quote(found['run'])}"))
+        states = "" if found["engine"] else " --states STATES"
+        lines.append(("next", f"simtool resume {shlex.quote(found['run'])}{states}"))
     return table(lines)

@@ -29,6 +29,9 @@ from simtool.cli.sparsify import describe
     type=click.Path(path_type=Path),
     help="A JSON list of the tiles or shards to divide. [default: all]",
 )
+@click.option(
+    "--objective", metavar="MODULE:FUNCTION", help="Repeats an objective of your own, whose code is run."
+)
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes of this part.")
 @click.option("--ray-address", metavar="ADDRESS", help="Solve on this Ray cluster instead; for --phase all.")
 @common_options

@@ -15,6 +15,7 @@ import numpy as np
 from simtool.data.idx import open_idx
 from simtool.data.source import ArraySource, DataSource
 from simtool.errors import InputError
+from simtool.temporary import beside
 
 log = logging.getLogger("simtool")
 _FILES = (
@@ -117,7 +118,7 @@ def _download(name: str) -> Path:
 
 
 def _fetch(address: str, target: Path, expected: str) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = beside(target)
     try:
         with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as reply, temporary.open("wb") as file:
             shutil.copyfileobj(reply, file)

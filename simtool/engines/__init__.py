@@ -30,6 +30,9 @@ class Engine(Protocol):
     name: str
     workers: int
 
+    def prepare(self, task: str, items: int) -> None:
+        """Get ready for ``items`` items, while the caller does other things: workers may start, and call ``task()`` each."""
+
     def run(self, task: str, folder: Path, items: Sequence[int], done: Done) -> None:
         """Carry out ``task`` for every item, calling ``done(item, report)`` in this process as each ends.
 
@@ -40,10 +43,10 @@ class Engine(Protocol):
         """Release workers; the engine cannot be used afterwards."""
 
 
-def resolve(task: str) -> Callable[[Path, int], dict[str, Any]]:
+def resolve(task: str) -> Callable[..., Any]:
     """The function named by ``package.module:function``."""
     module, _, name = task.partition(":")
-    function: Callable[[Path, int], dict[str, Any]] = getattr(importlib.import_module(module), name)
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
 
 

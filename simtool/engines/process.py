@@ -25,11 +25,13 @@ from typing import Any
 
 from simtool import errors
 from simtool.engines import Done
-from simtool.engines.threads import single_threaded_environment
+from simtool.engines.threads import worker_environment
 from simtool.errors import SimtoolError, WorkerError
 
 _log = logging.getLogger("simtool")
 _DRAIN_SECONDS = 10
+_ROOT = Path(__file__).parents[2]
+_WORKER = "import sys; sys.path.append(sys.argv[1]); from simtool.engines.worker import main; main()"
 
 # Which worker, its exit code if it ended, and what it answered.
 _Answer = tuple[int, int | None, dict[str, Any]]
@@ -64,6 +66,16 @@ class ProcessEngine:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._children: list[subprocess.Popen[str]] = []
+
+    def prepare(self, task: str, items: int) -> None:
+        """See :class:`simtool.engines.Engine`."""
+        for _ in range(min(self.workers, items) - len(self._children)):
+            child = self._start()
+            self._children.append(child)
+            assert child.stdin is not None
+            with contextlib.suppress(OSError):  # the first shard tells of one that has ended already
+                child.stdin.write(json.dumps({"prepare": task}) + "\n")
+                child.stdin.flush()
 
     def run(self, task: str, folder: Path, items: Sequence[int], done: Done) -> None:
         """See :class:`simtool.engines.Engine`. A shard whose worker the system ended is tried once more, on its own."""
@@ -161,10 +173,11 @@ class ProcessEngine:
         # A session of its own keeps Ctrl-C with this process, which then lets the running shards finish or die
         # whole; they are atomic either way.
         return subprocess.Popen(
-            [sys.executable, "-m", "simtool.engines.worker"],
+            # Not -m: the folder of the call would come first on the path, and a queue.py there instead of Python's own.
+            [sys.executable, "-P", "-c", _WORKER, str(_ROOT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=single_threaded_environment(),
+            env=worker_environment(),
             text=True,
             start_new_session=True,
         )
@@ -187,14 +200,22 @@ class ProcessEngine:
                 child.stdin.write(request + "\n")
                 child.stdin.flush()
                 line = child.stdout.readline()
+                # Half a line is the last word of a worker that was killed while it spoke.
+                content = json.loads(line) if line.endswith("\n") else None
             except (OSError, ValueError):
-                line = ""
-            if line:
-                answers.put((index, None, json.loads(line)))
-            else:
-                answers.put((index, child.wait(), {}))
+                content = None
+            answers.put((index, _end(child), {}) if content is None else (index, None, content))
 
         threading.Thread(target=talk, daemon=True).start()
+
+
+def _end(child: subprocess.Popen[str]) -> int:
+    """The exit code of a worker that speaks no more."""
+    try:
+        return child.wait(timeout=_DRAIN_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
 
 
 def _close_pipes(child: subprocess.Popen[str]) -> None:

@@ -16,6 +16,9 @@ class SerialEngine:
     name = "serial"
     workers = 1
 
+    def prepare(self, task: str, items: int) -> None:
+        """Nothing to start."""
+
     def run(self, task: str, folder: Path, items: Sequence[int], done: Done) -> None:
         """See :class:`simtool.engines.Engine`."""
         if not items:

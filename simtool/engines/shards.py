@@ -1,6 +1,7 @@
 """Shards: small files of named arrays that are there whole, with a matching checksum, or not at all.
 
-Layout: ``SIMSHARD1\\n``, the hexadecimal sha256 of the payload, a newline, and the payload (npz, no pickles).
+Layout: ``SIMSHARD1\\n``, the hexadecimal sha256 of the owner's name and the payload, a newline, and the payload (npz, no pickles).
+The owner says whose shard it is: one that is read in the name of another is as good as damaged.
 Written to a temporary name, flushed to disk, renamed: a killed writer leaves at most a temporary file.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from simtool.errors import FormatError, OutputError
+from simtool.temporary import beside
 
 _MAGIC = b"SIMSHARD1\n"
 _DIGEST_BYTES = 64
@@ -22,7 +24,7 @@ _DIGEST_BYTES = 64
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path`` atomically and durably."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -38,21 +40,25 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Store ``arrays`` at ``path``."""
+def write_shard(path: Path, arrays: dict[str, np.ndarray], owner: str = "") -> None:
+    """Store ``arrays`` of ``owner`` at ``path``."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     payload = buffer.getvalue()
-    write_bytes(path, _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+    write_bytes(path, _MAGIC + _digest(owner, payload) + b"\n" + payload)
 
 
-def read_shard(path: Path) -> dict[str, np.ndarray]:
-    """The arrays at ``path``; raises FormatError unless the checksum matches."""
+def _digest(owner: str, payload: bytes) -> bytes:
+    return hashlib.sha256(owner.encode() + payload).hexdigest().encode()
+
+
+def read_shard(path: Path, owner: str = "") -> dict[str, np.ndarray]:
+    """The arrays of ``owner`` at ``path``; raises FormatError unless the checksum matches."""
     content = path.read_bytes()
     start = len(_MAGIC) + _DIGEST_BYTES + 1
     payload = content[start:]
     digest = content[len(_MAGIC) : start - 1]
-    if not content.startswith(_MAGIC) or hashlib.sha256(payload).hexdigest().encode() != digest:
+    if not content.startswith(_MAGIC) or _digest(owner, payload) != digest:
         raise FormatError(f"{path} is damaged (its checksum does not match). Delete it and run again.")
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as archive:
@@ -76,10 +82,10 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     return flat.reshape(shape, order="F" if fortran else "C").copy(order="F" if fortran else "C")
 
 
-def is_valid(path: Path) -> bool:
-    """There, and whole."""
+def is_valid(path: Path, owner: str = "") -> bool:
+    """There, whole, and of ``owner``."""
     try:
-        read_shard(path)
+        read_shard(path, owner)
     except (FormatError, OSError):
         return False
     return True

@@ -20,6 +20,7 @@ from simtool.errors import OutputError
 from simtool.hdf5 import checksum, guard
 from simtool.hdf5.checking import FORMAT_VERSION
 from simtool.hdf5.reading import kind_of
+from simtool.temporary import beside
 
 
 def writable_target(
@@ -157,7 +158,7 @@ _OPEN: dict[int, tuple[_Sink, _Deferred]] = {}
 @contextmanager
 def create(path: Path, kind: str) -> Iterator[h5py.File]:
     """A new file that appears at ``path`` only if the block ends without an error (temporary + fsync + rename)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         with _Deferred() as deferred:
             with _Sink(temporary, "w+b") as sink:

@@ -17,6 +17,7 @@ from simtool.report import figures, text
 from simtool.report.html import render
 from simtool.report.pattern import BlockCounts, count_blocks
 from simtool.strict_json import finite
+from simtool.temporary import beside
 
 _MARK = "report.json"
 
@@ -76,7 +77,7 @@ def write_report(
 
 
 def _write(folder: Path, content: dict[str, bytes]) -> None:
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
+    temporary = beside(folder.absolute())
     try:
         temporary.mkdir()
         for name, data in content.items():

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 
 from simtool.row_space.base import RowSpace
-from simtool.row_space.dependent import DEPENDENT, ApartSpace, TriangularSpace
+from simtool.row_space.dependent import ApartSpace, TriangularSpace, rounding_left
 from simtool.row_space.gram import GramSpace
 from simtool.row_space.singular import SingularSpace
 from simtool.row_space.vectors import FeatureRows, Features, Held, LeftOver, Vectors, keep
@@ -44,7 +44,10 @@ def row_space(w: Features | np.ndarray, ridge: float = 0.0, gram: np.ndarray | N
     matrix: Features = Held(w) if isinstance(w, np.ndarray) else w
     features, samples = matrix.shape
     if features and (samples >= features or ridge > 0.0):
-        space = _by_gram(matrix, ridge, _gram(matrix) if gram is None else gram)
+        gram = _gram(matrix) if gram is None else gram
+        if not np.diag(gram).any():
+            return SingularSpace.of_nothing(features, samples)
+        space = _by_gram(matrix, ridge, gram)
         if space is not None:
             return space
     if isinstance(matrix, Held) or samples < features:
@@ -88,8 +91,9 @@ def _by_gram(w: Features, ridge: float, gram: np.ndarray) -> RowSpace | None:
         return space
     if ridge > 0.0 or apart.size > max(16, rank // 8):
         return None
+    norms = np.sqrt(np.diag(gram))
     if isinstance(w, Held):
-        return ApartSpace(space, w, alive[apart])
+        return ApartSpace(space, w, alive[apart], norms)
     rows = FeatureRows(w.chosen(alive[apart]))
     left = LeftOver(space.left_over(rows), rows.w).products()[1]
-    return space if np.all(left <= DEPENDENT * LeftOver(rows, rows.w).products()[1]) else None
+    return space if np.all(left <= rounding_left(space, rows, norms, norms[alive[apart]])) else None

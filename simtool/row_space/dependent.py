@@ -10,22 +10,32 @@ from simtool.row_space.gram import GramSpace
 from simtool.row_space.singular import SingularSpace
 from simtool.row_space.vectors import Features, Held, LeftOver, Vectors, as_vectors
 
-# A feature set apart whose norm falls by this factor is nothing but a combination of the others.
-DEPENDENT = 1e-11
 _EPS = float(np.finfo(float).eps)
+# Of what a feature and the combination of others that it is close to can leave by rounding, in units of both.
+_ROUNDING = 8.0 * _EPS
+
+
+def rounding_left(
+    space: GramSpace, features: Vectors | np.ndarray, norms: np.ndarray, own: np.ndarray
+) -> np.ndarray:
+    """The norm that rounding alone can leave of ``features`` (r, m) once ``space`` is projected out, (r,).
+
+    Above it what is left is a direction of its own, however small: hiding it from the dual point would make the point
+    infeasible. ``norms`` (|F|,) are those of the features of ``space``, ``own`` (r,) those of ``features``.
+    """
+    return np.asarray(_ROUNDING * (np.abs(space.coefficients(features)) @ norms + own))
 
 
 class ApartSpace(RowSpace):
     """A space on the Gram matrix and, orthogonal to it, what is left of the few features ``apart`` (indices)."""
 
-    def __init__(self, space: GramSpace, w: Held, apart: np.ndarray) -> None:
+    def __init__(self, space: GramSpace, w: Held, apart: np.ndarray, norms: np.ndarray) -> None:
         self._space, self._apart = space, apart
         self._features = w.chosen(apart)
         features = self._features.dense()
         left_over = np.array(space.project_out(features))
-        before = np.einsum("ij,ij->i", features, features)
-        after = np.einsum("ij,ij->i", left_over, left_over)
-        left_over[after <= DEPENDENT**2 * before] = 0.0
+        after = np.sqrt(np.einsum("ij,ij->i", left_over, left_over))
+        left_over[after <= rounding_left(space, features, norms, norms[apart])] = 0.0
         self._rest = SingularSpace(left_over)
 
     def restricted(self, members: np.ndarray) -> RowSpace:

@@ -32,7 +32,7 @@ class GramSpace(RowSpace):
 
     def restricted(self, members: np.ndarray) -> GramSpace:
         """See :class:`RowSpace`."""
-        view = object.__new__(GramSpace)
+        view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._features = int(members.sum())
         view._kept = (np.cumsum(members) - 1)[self._kept]

@@ -42,6 +42,15 @@ class SingularSpace(RowSpace):
         keep = singular > singular[0] * max(features, samples) * np.finfo(float).eps
         self.left, self.singular, self.right = left[:, keep], singular[keep], right[keep]
 
+    @classmethod
+    def of_nothing(cls, features: int, samples: int) -> SingularSpace:
+        """The space of ``features`` features that are zero on all of ``samples`` samples."""
+        space = object.__new__(cls)
+        space.ridge, space.norms = 0.0, np.ones(features)
+        space.left, space.singular = np.zeros((features, 0)), np.zeros(0)
+        space.right = np.zeros((0, samples))
+        return space
+
     def restricted(self, members: np.ndarray) -> RowSpace:
         """See :class:`RowSpace`."""
         view = object.__new__(SingularSpace)

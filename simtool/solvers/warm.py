@@ -11,8 +11,19 @@ import numpy as np
 _log = logging.getLogger("simtool")
 
 
+def is_compiled(solver: str) -> bool:
+    """Whether the kernels of ``solver`` are in the cache, as far as its files tell."""
+    if solver != "native":
+        return True
+    from simtool.solvers.compiling import cache_path
+    from simtool.solvers.kernel import solve_row
+
+    folder = cache_path(solve_row)
+    return folder is not None and any(Path(folder).glob("kernel.solve_row*.nbi"))
+
+
 def warm(solver: str) -> None:
-    """Make sure that the kernels of ``solver`` are compiled and cached; says so where that takes seconds."""
+    """Make sure that the kernels of ``solver`` are compiled, cached and loaded; says so where that takes seconds."""
     if solver != "native":
         return
     from simtool.solvers.compiling import cache_path
@@ -20,8 +31,7 @@ def warm(solver: str) -> None:
 
     if solve_row.signatures:
         return
-    folder = cache_path(solve_row)
-    cached = folder is not None and any(Path(folder).glob("kernel.solve_row*.nbi"))
+    folder, cached = cache_path(solve_row), is_compiled(solver)
     if not cached:
         where = (
             "in every process: no cache folder can be written" if folder is None else "once on this machine"

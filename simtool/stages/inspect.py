@@ -9,7 +9,6 @@ import numpy as np
 
 from simtool import hdf5
 from simtool.blocks import Block
-from simtool.engines.shards import is_valid
 from simtool.errors import InputError, OptionError
 from simtool.model import KINDS, ImplicitModel, load_model
 from simtool.networks import NetworkSpec, load_network
@@ -169,7 +168,7 @@ def _model(model: ImplicitModel) -> dict[str, Any]:
 def _run(folder: RunFolder, row: int | None) -> dict[str, Any]:
     spec = folder.read_spec()
     plan = Plan(spec)
-    done = sum(is_valid(folder.shard(index)) for index in range(len(plan.shards)))
+    done = sum(folder.holds(folder.shard(index)) for index in range(len(plan.shards)))
     if row is not None:
         if not folder.model.exists():
             raise InputError(

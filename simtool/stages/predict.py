@@ -17,6 +17,7 @@ from simtool.model import ImplicitModel, load_model
 from simtool.model.implicit import apply_output_map
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.stages.evaluate.metrics import CLASSIFICATION, classes_of, decide_task
+from simtool.temporary import beside
 
 _BATCH_NUMBERS = 2**21
 _ARRAYS = {"outputs", "indices", "classes", "labels"}
@@ -119,7 +120,7 @@ def _check_replaceable(path: Path, model: str | Path | ImplicitModel, data: str)
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         with temporary.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]

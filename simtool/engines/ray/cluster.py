@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simtool.engines.threads import single_threaded_environment
+from simtool.engines.threads import worker_environment
 from simtool.errors import OptionError, WorkerError
 
 ANSWER_SECONDS = 5.0
@@ -138,7 +138,7 @@ class PrivateCluster:
             prefix="simray-", dir=base if len(base) + 16 <= _LONGEST_FOLDER else "/tmp"
         )
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        environment = single_threaded_environment() | token
+        environment = worker_environment() | token
         environment.pop("RAY_ADDRESS", None)
         store = _SMALL_STORE if mapped else 0
         self._keeper = subprocess.Popen(

@@ -66,6 +66,9 @@ class RayEngine:
         self._has_shipped = False
         self._inputs: Inputs | None = None
 
+    def prepare(self, task: str, items: int) -> None:
+        """Nothing: the cluster is connected to with the first task."""
+
     def run(self, task: str, folder: Path, items: Sequence[int], done: Done) -> None:
         """See :class:`simtool.engines.Engine`; raises OptionError or WorkerError if the cluster cannot be used."""
         if not items:

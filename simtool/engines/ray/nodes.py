@@ -15,7 +15,7 @@ from typing import Any
 from simtool.engines.ray.cluster import is_loopback
 from simtool.engines.ray.task import probe
 from simtool.engines.shards import write_bytes
-from simtool.engines.threads import THREAD_VARIABLES
+from simtool.engines.threads import WORKER_VARIABLES
 from simtool.errors import WorkerError
 
 _log = logging.getLogger("simtool")
@@ -43,7 +43,7 @@ def connect(ray: Any, address: str, is_auto: bool) -> None:
 
 def worker_environment() -> dict[str, Any]:
     """The runtime environment of workers on a running cluster, in place before they import numpy."""
-    variables = dict.fromkeys(THREAD_VARIABLES, "1")
+    variables = dict(WORKER_VARIABLES)
     if kernel := os.environ.get("OPENBLAS_CORETYPE"):
         variables["OPENBLAS_CORETYPE"] = kernel
     return {"env_vars": variables}

@@ -51,6 +51,7 @@ until (exec 3<> "/dev/tcp/$ip/$port") 2>/dev/null; do
     kill -0 $head || {{ echo "Ray did not start; its words are above" >&2; exit 1; }}
     sleep 1
 done
+kill -0 $head  # not a stranger on this port
 """
 
 # A lost node ends its own step only; the others go on, and Ray gives its tasks to them.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simtool.engines.slurm.options import SlurmOptions, is_printable, time_seconds
-from simtool.engines.threads import THREAD_VARIABLES
+from simtool.engines.threads import WORKER_VARIABLES
 from simtool.errors import OptionError
 
 PART = "{part}"  # the word of a command that stands for the number of the array task
@@ -128,7 +128,10 @@ def setup(directory: Path) -> list[str]:
     Not ``#SBATCH --chdir``: where that folder is missing on a node, SLURM goes on in /tmp; here the job fails and says so.
     """
     check_path(directory)
-    return [*[f"export {name}=1" for name in THREAD_VARIABLES], f"cd -- {shlex.quote(str(directory))}"]
+    return [
+        *[f"export {name}={value}" for name, value in WORKER_VARIABLES.items()],
+        f"cd -- {shlex.quote(str(directory))}",
+    ]
 
 
 def command_line(command: tuple[str, ...], stands_for: dict[str, str]) -> str:

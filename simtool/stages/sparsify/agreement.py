@@ -46,10 +46,16 @@ def foreign(folder: RunFolder) -> list[dict[str, Any]]:
     """The environments other than the spec's that worked on ``folder``."""
     if not folder.mixed.is_dir():
         return []
-    try:
-        return [json.loads(file.read_text()) for file in sorted(folder.mixed.glob("*.json"))]
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{folder.mixed} cannot be read ({error}). Start again in a new folder.") from error
+    found = []
+    for file in sorted(folder.mixed.glob("*.json")):
+        try:
+            found.append(dict(json.loads(file.read_text())))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise FormatError(
+                f"{file} cannot be read ({error}). It names an environment that worked on the run, for the model's record. Delete it "
+                "to go on without."
+            ) from error
+    return found
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from simtool import engines
 from simtool.engines import EngineOptions
-from simtool.errors import InputError, OptionError, WorkerError
+from simtool.errors import InputError, OptionError, OutputError, WorkerError
 from simtool.progress import NO_PROGRESS, Progress
-from simtool.stages.sparsify import agreement, local, tracks
+from simtool.stages.sparsify import agreement, local, lock, tracks
 from simtool.stages.sparsify.finish import Times, finish, finished
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.remote import MERGE, PREPARE, WHOLE, missing
-from simtool.stages.sparsify.request import Request
+from simtool.stages.sparsify.request import Request, require_trust
 from simtool.stages.sparsify.steps import Steps
 from simtool.stages.sparsify.tasks import CHOICE, ROWS, TILES
-from simtool.stages.sparsify.work import Plan, gram_array, plan_of
+from simtool.stages.sparsify.work import Plan, plan_of
 from simtool.states import open_states
 
 PHASES = (TILES, PREPARE, ROWS, MERGE, WHOLE)
@@ -31,6 +32,7 @@ def work(
     part: int = 0,
     parts: int = 1,
     items: str | Path | None = None,
+    objective: str | None = None,
     workers: int = 1,
     ray_address: str | None = None,
     progress: Progress = NO_PROGRESS,
@@ -41,6 +43,7 @@ def work(
     ----------
     phase : tiles, prepare, rows, merge, or all of them
     items : a JSON file with the numbers of the tiles or shards to be divided; all unless given. What is there is skipped.
+    objective : repeats an objective of one's own, whose code runs
     workers : processes of this part
     ray_address : solve on Ray instead (phase all)
 
@@ -51,25 +54,46 @@ def work(
         raise OptionError(f"--phase must be one of {', '.join(PHASES)}, got {phase!r}.")
     if parts < 1 or not 0 <= part < parts:
         raise OptionError(f"--part must lie in [0, --parts - 1], got {part} of {parts}.")
+    if parts > 1 and phase not in (TILES, ROWS):
+        raise OptionError(f"--phase {phase} is one job, got --parts {parts}. Leave it out.")
+    if ray_address is not None and phase != WHOLE:
+        raise OptionError(f"--ray-address belongs to --phase {WHOLE}, got --phase {phase}. Leave it out.")
+    if workers < 1:
+        raise OptionError(f"--workers must be at least 1, got {workers}.")
     folder = RunFolder(Path(run))
     plan = plan_of(folder)
+    require_trust(folder, objective)
     agreement.require(folder)
     where = EngineOptions("ray", None, ray_address) if ray_address else _processes(workers)
     if phase in (MERGE, WHOLE):
         return _close(folder, plan, None if phase == MERGE else where, progress)
+    done = finished(folder, plan)
+    if done is not None:
+        return done
+    if "SLURM_JOB_ID" not in os.environ:  # whoever submits holds the folder for another moment
+        _require_free(folder)
     if phase == PREPARE:
         return {"run": str(folder.path), "phase": phase, "done": _prepare(folder, plan)}
     todo = _items(items, len(plan.tiles if phase == TILES else plan.shards))[part::parts]
     steps = Steps(folder, plan)
     left = [item for item in todo if item in set(steps.tiles if phase == TILES else steps.rows)]
     if phase == ROWS and left:
-        _require_grams(folder, plan, steps)
+        _require_grams(folder, steps)
     engine = engines.get(where)
     try:
         local.run_tasks(folder, plan, engine, phase, left, progress)
     finally:
         engine.close()
     return {"run": str(folder.path), "phase": phase, "done": len(left)}
+
+
+def _require_free(folder: RunFolder) -> None:
+    holder = lock.holder(folder.path)
+    if holder is not None:
+        raise OutputError(
+            f"{folder.path} is in use by another simtool (process {holder['pid']} on {holder['host']}), which solves its rows. Wait "
+            f"for it, or stop it with simtool cancel {folder.path}."
+        )
 
 
 def _processes(workers: int) -> EngineOptions:
@@ -84,7 +108,9 @@ def _items(file: str | Path | None, count: int) -> list[int]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--items {file} cannot be read ({error}). It is a JSON list of numbers.") from error
     if not isinstance(found, list) or not all(type(item) is int and 0 <= item < count for item in found):
-        raise InputError(f"--items {file} must be a JSON list of whole numbers in [0, {count - 1}].")
+        raise InputError(
+            f"--items {file} must be a JSON list of whole numbers in [0, {count - 1}], got {str(found)[:80]}."
+        )
     return sorted(set(found))
 
 
@@ -102,10 +128,9 @@ def _prepare(folder: RunFolder, plan: Plan) -> int:
     return len(steps.grams) + steps.choose
 
 
-def _require_grams(folder: RunFolder, plan: Plan, steps: Steps) -> None:
-    absent = [name for name in steps.grams if not folder.array(gram_array(plan, name)).exists()]
-    if absent or steps.choose or not folder.array("design").exists():
-        what = "chosen features" if steps.choose else "Gram matrices" if absent else "states"
+def _require_grams(folder: RunFolder, steps: Steps) -> None:
+    if steps.grams or steps.choose or not folder.array("design").exists():
+        what = "chosen features" if steps.choose else "Gram matrices" if steps.grams else "states"
         raise WorkerError(
             f"the {what} that the rows of {folder.path} need are not there: an earlier phase failed, or has not run. "
             f"simtool resume {folder.path} begins with what is missing."
@@ -122,6 +147,9 @@ def _close(folder: RunFolder, plan: Plan, where: EngineOptions | None, progress:
     if request is None:
         raise InputError(f"{folder.request} is missing. Run the simtool sparsify command of this run again.")
     with folder.locked(), open_states(request.states) as source:
+        done = finished(folder, plan)  # another may have ended meanwhile
+        if done is not None:
+            return done
         source.verify_content()
         if source.content_sha256() != folder.read_spec()["states"]["content_sha256"]:
             raise InputError(

@@ -8,16 +8,14 @@ what only that row needed can go too: the *closure* keeps just what is reached f
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simtool.certificate import Certificates
-from simtool.engines.shards import is_valid, read_shard, write_bytes
+from simtool.engines.shards import write_bytes
 from simtool.errors import FormatError, OptionError
 from simtool.problem import RowSet
 from simtool.screening import inactive
@@ -50,17 +48,11 @@ def proven_bits(rows: RowSet, w: np.ndarray, proof: Certificates) -> np.ndarray:
     return np.packbits((inactive(rows, w, proof).inactive | rows.design.dead) & usable, axis=1)
 
 
-@functools.lru_cache(maxsize=4)
-def _kept(path: Path, modified: int) -> np.ndarray:
-    del modified  # part of the key
-    return np.asarray(read_shard(path)["kept"], dtype=bool)
-
-
 def kept_features(folder: RunFolder, plan: Plan) -> np.ndarray | None:
     """The features (n + p,) bool that the heuristic left to the rows of this run; None where rows keep all."""
     if plan.options.eliminate != "heuristic":
         return None
-    kept = _kept(folder.kept, folder.kept.stat().st_mtime_ns)
+    kept = np.asarray(folder.load(folder.kept)["kept"], dtype=bool)
     if kept.shape != (plan.n + plan.p,):
         raise FormatError(f"{folder.kept} does not belong to this run. Delete it and run again.")
     return kept
@@ -80,7 +72,7 @@ def _rows(folder: RunFolder, plan: Plan) -> Iterator[tuple[int, RowGroup, np.nda
         if kept is not None:
             unneeded = np.broadcast_to(~kept[group.features], usable.shape)
         else:
-            packed = read_shard(folder.shard(index))["proven"]
+            packed = folder.load(folder.shard(index))["proven"]
             unneeded = np.unpackbits(packed, axis=1, count=group.features.size).astype(bool)
         for k, row in enumerate(rows):
             yield int(row), group, usable[k], usable[k] & ~unneeded[k]
@@ -96,7 +88,7 @@ def _split(plan: Plan, chosen: np.ndarray) -> dict[str, list[int]]:
 
 def _curve(folder: RunFolder) -> list[dict[str, Any]]:
     """The rounds of the heuristic as stored before any row was solved."""
-    stored = read_shard(folder.kept)
+    stored = folder.load(folder.kept)
     names = ("features", "unused", "removed", "mse", "mse_outputs")
     columns = zip(*(stored[name].tolist() for name in names), strict=True)
     return [dict(zip(names, values, strict=True)) for values in columns]
@@ -196,7 +188,7 @@ def finish(folder: RunFolder, plan: Plan) -> dict[str, Any]:
 
 def is_chosen(folder: RunFolder, plan: Plan) -> bool:
     """Whether the features of the rows are settled: always, but for a heuristic that has not run yet."""
-    return plan.options.eliminate != "heuristic" or is_valid(folder.kept)
+    return plan.options.eliminate != "heuristic" or folder.holds(folder.kept)
 
 
 def is_complete(folder: RunFolder, plan: Plan) -> bool:

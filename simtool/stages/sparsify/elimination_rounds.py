@@ -26,7 +26,6 @@ import numpy as np
 import scipy.linalg
 
 from simtool.certificate import _one_pass
-from simtool.engines.shards import write_shard
 from simtool.problem import RowSet
 from simtool.screening import multiplier_bound
 from simtool.solvers import native
@@ -216,7 +215,7 @@ def eliminate(folder: RunFolder, index: int) -> dict[str, Any]:
         order = np.lexsort((left, ranking.ratio[left], ranking.loss[left]))
         kept[left[order[:removed]]] = False
     features, unused_counts, removals, errors, output_errors = zip(*curve, strict=True)
-    write_shard(
+    folder.store(
         folder.kept,
         {
             "kept": kept,

@@ -9,7 +9,9 @@ import resource
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from simtool.engines.shards import is_valid, write_bytes
+from threadpoolctl import threadpool_limits
+
+from simtool.engines.shards import write_bytes
 from simtool.errors import SimtoolError
 from simtool.model import load_model
 from simtool.stages.sparsify import elimination, tracks
@@ -47,10 +49,12 @@ class Times:
 
 def finish(folder: RunFolder, plan: Plan, source: States, times: Times, seconds: float) -> dict[str, Any]:
     """Write the model of a run whose shards are all there; ``seconds`` is what the whole call took. Returns the result."""
-    model = merge(folder, plan, source, folder.read_spec())
-    model.save(folder.model, overwrite=True)
-    eliminated = elimination.finish(folder, plan)
-    result = _result(folder, times, seconds) | eliminated
+    # The bytes of a product may depend on how many threads share it.
+    with threadpool_limits(limits=1):
+        model = merge(folder, plan, source, folder.read_spec())
+        model.save(folder.model, overwrite=True)
+        eliminated = elimination.finish(folder, plan)
+        result = _result(folder, times, seconds) | eliminated
     shards = [
         {"shard": track.index, "seconds": track.seconds, "host": track.owner["host"]}
         for track in tracks.read(folder, ROWS)
@@ -70,7 +74,7 @@ def finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
         return None
     if not elimination.is_complete(folder, plan):
         return None
-    if not all(is_valid(folder.shard(index)) for index in range(len(plan.shards))):
+    if not all(folder.holds(folder.shard(index)) for index in range(len(plan.shards))):
         return None
     try:
         model = load_model(folder.model)

@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from simtool.engines.shards import write_bytes
+from simtool.engines.shards import is_valid, read_shard, write_bytes, write_shard
 from simtool.errors import FormatError, InputError, OutputError, SpecChanged
 from simtool.stages.sparsify.lock import locked
+from simtool.temporary import beside
 
 SPEC_VERSION = 1
 
@@ -61,16 +62,35 @@ class RunFolder:
     def array(self, name: str) -> Path:
         return self.work / f"{name}.npy"
 
+    def store(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        """Write ``arrays`` as the shard ``path`` of this run. Raises OutputError."""
+        write_shard(path, arrays, self._owner(path))
+
+    def load(self, path: Path) -> dict[str, np.ndarray]:
+        """The arrays of the shard ``path``. Raises FormatError if it is damaged, of another run, or of another place."""
+        return read_shard(path, self._owner(path))
+
+    def holds(self, path: Path) -> bool:
+        """Whether the shard ``path`` is there, whole, and of this run and place."""
+        return is_valid(path, self._owner(path))
+
+    def _owner(self, path: Path) -> str:
+        return f"{hashlib.sha256(self.spec.read_bytes()).hexdigest()} {path.name} "
+
     def prepare(self) -> None:
         """Create the folder and its parts; raises OutputError if that cannot be."""
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file; a run is a folder. Choose another -o.")
         # A run killed before it wrote its spec leaves only these; it may begin again.
-        begun = {"work", "rows", ".lock", ".owner", "log.txt"}
+        begun = {"work", "rows", ".lock", ".owner", "log.txt", "request.json"}
         if self.path.is_dir() and not self.spec.exists():
             foreign = [p.name for p in self.path.iterdir() if p.name not in begun and p.suffix != ".tmp"]
         else:
             foreign = []
+        if not self.spec.exists() and any(self.rows.glob("*.shard")):
+            raise OutputError(
+                f"{self.path} holds shards of a run, but not its spec.json, which says of which. Choose another -o."
+            )
         if foreign:
             raise OutputError(
                 f"{self.path} exists and is not a run of simtool (it has no spec.json). Choose another -o."
@@ -110,6 +130,8 @@ class RunFolder:
             spec = json.loads(self.spec.read_text())
         except FileNotFoundError as error:
             raise InputError(f"{self.path} is not a run folder: it has no spec.json.") from error
+        except NotADirectoryError as error:
+            raise InputError(f"{self.path} is a file; a run is a folder.") from error
         except (OSError, ValueError, RecursionError) as error:
             raise FormatError(
                 f"{self.spec} cannot be read ({error}). Start again in a new folder."
@@ -133,7 +155,7 @@ class RunFolder:
     def new_array(self, name: str, shape: tuple[int, ...], dtype: type) -> Iterator[np.ndarray]:
         """A plain .npy to be filled, for workers to map; it is there once the block ends without an error."""
         path = self.array(name)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = beside(path)
         try:
             mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
             # A hole filled through a map that the disk cannot hold would end the process: claim the space first.
@@ -174,6 +196,12 @@ class RunFolder:
         """The array written by :meth:`new_array`, mapped read-only."""
         mapped: np.ndarray = np.load(self.array(name), mmap_mode="r", allow_pickle=False)
         return mapped
+
+    def remove_temporary(self) -> None:
+        """Drop what killed writers left; for who holds the folder."""
+        for place in (self.path, self.rows, self.work):
+            for file in place.glob(".*.tmp"):
+                file.unlink(missing_ok=True)
 
     def remove_work(self) -> None:
         """Drop what only a running run needs."""

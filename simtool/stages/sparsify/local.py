@@ -7,7 +7,7 @@ from typing import Any
 
 from simtool.engines import Engine
 from simtool.progress import Progress
-from simtool.solvers.warm import warm
+from simtool.solvers.warm import is_compiled, warm
 from simtool.stages.sparsify import elimination
 from simtool.stages.sparsify.finish import Times
 from simtool.stages.sparsify.folder import RunFolder
@@ -23,6 +23,8 @@ _PHASES = {
     CHOICE: ("simtool.stages.sparsify.tasks:choose", "elimination", "task"),
     ROWS: ("simtool.stages.sparsify.tasks:shard", "rows", "rows"),
 }
+_PREPARE = "simtool.stages.sparsify.tasks:prepare_native"
+_PREPARE_OTHERS = "simtool.stages.sparsify.tasks:prepare"
 
 
 def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progress: Progress) -> Times:
@@ -32,7 +34,10 @@ def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progres
     if not steps.rows:
         return times
     # Exact matching decides by the native solver whether a row is feasible.
-    warm("native" if plan.options.match == "exact" else plan.options.solver or "native")
+    native = plan.options.match == "exact" or plan.options.solver == "native"
+    if native and not is_compiled("native"):
+        warm("native")  # once, before every worker does
+    engine.prepare(_PREPARE if native else _PREPARE_OTHERS, max(len(steps.rows), len(steps.tiles)))
     write_inputs(folder, source)
     times.gram_seconds = run_tasks(folder, plan, engine, TILES, steps.tiles, progress, times)
     steps.assemble()

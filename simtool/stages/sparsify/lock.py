@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from simtool.errors import OutputError
+from simtool.temporary import beside
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -53,11 +54,26 @@ def locked(path: Path) -> Iterator[None]:
 
 def holder(path: Path) -> dict[str, Any] | None:
     """Who holds the run folder ``path``: pid, host, since; None if nobody does (as far as this machine can tell)."""
-    for name in (".owner", ".lock"):
-        found = _read(path / name)
-        if found is not None and not is_gone(found):
-            return found
-    return None
+    owner = _read(path / ".owner")
+    if owner is not None and not is_gone(owner):
+        return owner
+    found = _read(path / ".lock")
+    return None if found is None or is_gone(found) or _is_free(path / ".lock") else found
+
+
+def _is_free(file: Path) -> bool:
+    """Whether a lock can be had: what the file says may be the last word of a process that was killed, on any machine."""
+    try:
+        handle = os.open(file, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def this_process() -> dict[str, Any]:
@@ -127,13 +143,29 @@ def _owned(path: Path) -> Iterator[None]:
             owner = _read(file)
             if owner is None or not is_gone(owner):
                 raise _in_use(path, owner, f" If that has ended, delete {file}.") from None
-            file.unlink(missing_ok=True)
+            _take_away(file, owner)
+    mine = os.fstat(handle)
     try:
         _write(handle, this_process())
         os.close(handle)
         yield
     finally:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(file.stat(), mine):
+                file.unlink()
+
+
+def _take_away(file: Path, owner: dict[str, Any]) -> None:
+    """Remove the file of an ``owner`` that is gone. What is renamed may be another's by now: it is then put back."""
+    aside = beside(file)
+    with contextlib.suppress(FileNotFoundError):
+        file.rename(aside)
+        if _read(aside) == owner:
+            aside.unlink()
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, file)
+            aside.unlink()
 
 
 def _in_use(path: Path, owner: dict[str, Any] | None, hint: str = "") -> OutputError:

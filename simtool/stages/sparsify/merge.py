@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from simtool.engines.shards import read_shard
 from simtool.model import CertificateTable, ImplicitModel
 from simtool.stages.sparsify.agreement import foreign
 from simtool.stages.sparsify.folder import RunFolder
@@ -25,7 +24,7 @@ def spec_sha256(spec: dict[str, Any]) -> str:
 
 def merge(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -> ImplicitModel:
     """The model whose rows are the shards of ``folder``; the shards must all be there and valid."""
-    parts = [read_shard(folder.shard(index)) for index in range(len(plan.shards))]
+    parts = [folder.load(folder.shard(index)) for index in range(len(plan.shards))]
     counts = np.concatenate([np.diff(part["indptr"]) for part in parts])
     whole = sparse.csr_array(
         (

@@ -6,6 +6,7 @@ files alone, so a job that was killed, requeued or cancelled costs what it had i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from simtool.engines import EngineOptions, slurm
 from simtool.engines.shards import write_bytes
 from simtool.errors import OutputError, WorkerError
+from simtool.importing import is_reference
 from simtool.progress import Progress
 from simtool.stages.sparsify import elimination, tracks
 from simtool.stages.sparsify.finish import finished
@@ -62,12 +64,14 @@ def _array(
     folder: RunFolder, phase: str, items: list[int], options: slurm.SlurmOptions, title: str
 ) -> slurm.Phase:
     parts = min(options.array_size, -(-len(items) // options.cpus_per_task))
-    todo = folder.slurm / f"{phase}.json"
+    content = json.dumps(items).encode()
+    # A name of its own: tasks of an earlier submission that are requeued must find their own list.
+    todo = folder.slurm / f"{phase}-{hashlib.sha256(content).hexdigest()[:8]}.json"
     try:
         folder.slurm.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create {folder.slurm}: {error.strerror}.") from error
-    write_bytes(todo, json.dumps(items).encode())
+    write_bytes(todo, content)
     command = _command(
         folder,
         phase,
@@ -78,20 +82,31 @@ def _array(
 
 
 def _command(folder: RunFolder, phase: str, *more: str) -> tuple[str, ...]:
-    run = str(folder.path.resolve())
-    return (sys.executable, "-m", "simtool", "work", run, "--phase", phase, "--quiet", *more)
+    run, objective = str(folder.path.resolve()), folder.read_spec()["options"]["objective"]
+    trusted = ("--objective", objective) if is_reference(objective) else ()
+    return (sys.executable, "-P", "-m", "simtool", "work", run, "--phase", phase, "--quiet", *trusted, *more)
 
 
-def jobs_at_work(folder: RunFolder) -> slurm.Jobs | None:
-    """The jobs of this run that are in the queue; None if there are none, or if SLURM cannot be asked from here."""
+def own_jobs(folder: RunFolder) -> slurm.Jobs | None:
+    """The jobs that were submitted last for this run; None if there are none, as in a copy of a run's folder."""
     if not slurm.Jobs.exist(folder.slurm):
         return None
     jobs = slurm.Jobs.read(folder.slurm)
+    return jobs if all(job.name == slurm.job_name(folder.slurm, job.phase) for job in jobs.jobs) else None
+
+
+def jobs_at_work(folder: RunFolder) -> slurm.Jobs | None:
+    """The jobs of this run that are in the queue; None if there are none. Raises WorkerError if SLURM cannot be asked."""
+    jobs = own_jobs(folder)
+    if jobs is None:
+        return None
     try:
         return jobs if slurm.alive(jobs, _PATIENCE) else None
     except WorkerError as error:
-        _log.warning("whether jobs of %s are still in the queue is not known: %s", folder.path, error)
-        return None
+        raise WorkerError(
+            f"whether jobs of {folder.path} are still in the queue is not known: {error} If they are gone for good, delete "
+            f"{slurm.Jobs.path(folder.slurm)}."
+        ) from error
 
 
 def wait(folder: RunFolder, plan: Plan, jobs: slurm.Jobs, progress: Progress) -> dict[str, Any]:
@@ -110,7 +125,13 @@ def wait(folder: RunFolder, plan: Plan, jobs: slurm.Jobs, progress: Progress) ->
         progress.advance(now - seen)
         seen = now
 
-    slurm.wait(jobs, _POLL_SECONDS, report)
+    try:
+        slurm.wait(jobs, _POLL_SECONDS, report)
+    except KeyboardInterrupt:
+        _log.warning(
+            "the jobs go on: simtool status %s says where they stand, simtool cancel ends them", folder.path
+        )
+        raise
     progress.finish()
     result = finished(folder, plan)
     if result is None:

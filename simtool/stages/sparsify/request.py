@@ -10,6 +10,7 @@ from typing import Any
 from simtool.engines import EngineOptions
 from simtool.engines.shards import write_bytes
 from simtool.errors import FormatError, OptionError
+from simtool.importing import is_reference
 from simtool.stages.sparsify.folder import RunFolder
 
 REQUEST_VERSION = 1
@@ -44,8 +45,21 @@ class Request:
             if content["format_version"] != REQUEST_VERSION:
                 raise ValueError(f"format version {content['format_version']!r}")
             return cls(Path(str(content["states"])), EngineOptions.from_json(content["engine"]))
-        except (KeyError, TypeError, ValueError, OptionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OptionError) as error:
             raise _unreadable(folder, error) from error
+
+
+def require_trust(folder: RunFolder, objective: str | None) -> None:
+    """Raise OptionError if solving the run means running code that its folder names and ``objective`` does not.
+
+    What a file names is never run on its word alone.
+    """
+    named = str(folder.read_spec()["options"]["objective"])
+    if is_reference(named) and objective != named:
+        raise OptionError(
+            f"the run in {folder.path} has the objective {named}, which is code that would be run. Pass --objective {named} "
+            "if you trust it."
+        )
 
 
 def _unreadable(folder: RunFolder, error: Exception) -> FormatError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from simtool import engines, environment
 from simtool.blocks import lipschitz, to_json
 from simtool.engines import Engine, EngineOptions
-from simtool.errors import InputError, OutputError
+from simtool.errors import InputError, OptionError, OutputError
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.solvers import backends
 from simtool.stages.sparsify import agreement, constraints, elimination, local, remote
@@ -21,7 +21,7 @@ from simtool.stages.sparsify.estimate import estimate, require_room
 from simtool.stages.sparsify.finish import finish, finished
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
-from simtool.stages.sparsify.request import Request
+from simtool.stages.sparsify.request import Request, require_trust
 from simtool.stages.sparsify.status import status
 from simtool.stages.sparsify.work import Plan, constraints_of, plan_of
 from simtool.states import States, open_states
@@ -74,6 +74,7 @@ def resume(
     run: str | Path,
     *,
     states: str | Path | None = None,
+    objective: str | None = None,
     engine: str | EngineOptions | None = None,
     workers: int | None = None,
     allow_mixed: bool = False,
@@ -81,16 +82,26 @@ def resume(
 ) -> dict[str, Any]:
     """Go on with the run in the folder ``run``: solve, or submit, only what is missing.
 
-    ``states`` is needed if the states file has moved; ``engine`` and ``workers`` change where rows are solved. Returns and
-    raises what :func:`sparsify` does.
+    ``states`` is needed if the states file has moved; ``engine`` and ``workers`` change where rows are solved. As files are not
+    trusted, ``objective`` repeats an objective of one's own, whose code runs. Returns and raises what :func:`sparsify` does.
     """
     folder = RunFolder(Path(run))
-    spec, request = folder.read_spec(), Request.read(folder)
+    spec, plan = folder.read_spec(), plan_of(folder)
+    done = _already(folder, plan)
+    if done is not None:
+        return done
+    require_trust(folder, objective)
+    request = None if states is not None and engine is not None else Request.read(folder)
     if request is None and states is None:
         raise InputError(f"{folder.request} is missing, so where the states are is not known. Pass --states.")
     if engine is None:
         where = request.engine if request is not None else EngineOptions()
         where = where if workers is None else replace(where, workers=workers)
+        if where.ray_address not in (None, "auto", "local"):
+            raise OptionError(
+                f"the run was solved on the Ray cluster at {where.ray_address}, as its folder says. Go on there with --engine ray "
+                f"--ray-address {where.ray_address}, or elsewhere with another --engine."
+            )
     else:
         where = engine if isinstance(engine, EngineOptions) else EngineOptions(engine, workers)
     path = Path(states) if states is not None else request.states if request is not None else Path()
@@ -102,7 +113,7 @@ def resume(
         source.verify_content()
         if source.content_sha256() != spec["states"]["content_sha256"]:
             raise InputError(f"{path} is not the states file of {folder.path}. Pass that one with --states.")
-        asked = constraints_of(folder, plan_of(folder))
+        asked = constraints_of(folder, plan)
         return _Call(folder, source, spec, where, allow_mixed, progress).carry_out(asked)
 
 
@@ -138,9 +149,8 @@ class _Call:
         # A finished run is only read: its folder need not be writable, nor free.
         if folder.spec.exists():
             folder.claim(self.spec)
-            result = finished(folder, plan_of(folder))
+            result = _already(folder, plan_of(folder))
             if result is not None:
-                _log.info("%s is finished already; its result is returned", folder.path)
                 return result
             jobs = remote.jobs_at_work(folder)
             if jobs is not None:
@@ -149,9 +159,13 @@ class _Call:
         _check_own_objective(Plan(self.spec))
         engine = None if where.name in engines.BATCH else engines.get(where)
         try:
+            require_room(Plan(self.spec), where, folder)
             folder.prepare()
             with folder.locked(), _logged_to(folder):
                 plan = self._begin(asked)
+                result = finished(folder, plan)  # another may have ended meanwhile
+                if result is not None:
+                    return result
                 if engine is not None:
                     return self._solve(plan, engine)
                 jobs = remote.submit(folder, plan, self.source, where)
@@ -163,13 +177,16 @@ class _Call:
     def _begin(self, asked: constraints.Constraints) -> Plan:
         """Make the run ready to be worked on, and refuse what cannot be."""
         folder = self.folder
+        request = Request(self.source.path, self.where)
+        if not folder.spec.exists():
+            request.write(folder)  # before the spec: a run that there is can be resumed
         folder.claim(self.spec)
+        folder.remove_temporary()
         if self.allow_mixed:
             agreement.allow_mixed(folder)
         agreement.require(folder)
         plan = plan_of(folder)
-        require_room(plan, self.where, folder)
-        Request(self.source.path, self.where).write(folder)
+        request.write(folder)
         if plan.has_constraints_file:
             asked.save(folder.constraints)
         _warn_if_interpolating(plan)
@@ -191,6 +208,15 @@ class _Call:
         if self.where.wait:
             return remote.wait(self.folder, plan_of(self.folder), jobs, self.progress)
         return status(self.folder.path)
+
+
+def _already(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
+    """The result of a finished run, None for any other."""
+    result = finished(folder, plan)
+    if result is not None:
+        _log.info("%s is finished already; its result is returned", folder.path)
+        folder.remove_work()  # left by a process that ended right after it had finished
+    return result
 
 
 def _constraints(source: States, options: SparsifyOptions) -> tuple[constraints.Constraints, SparsifyOptions]:

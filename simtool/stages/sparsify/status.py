@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 import signal
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from simtool.engines import slurm
-from simtool.engines.shards import is_valid
-from simtool.errors import OutputError, WorkerError
+from simtool.errors import FormatError, OutputError, SimtoolError, WorkerError
 from simtool.stages.sparsify import lock, remote, tracks
+from simtool.stages.sparsify.finish import finished
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.request import Request
 from simtool.stages.sparsify.tasks import CHOICE, ROWS, TILES
 from simtool.stages.sparsify.work import Plan, plan_of
 
+_log = logging.getLogger("simtool")
 _STOP_SECONDS = 30.0
 
 
@@ -27,7 +29,7 @@ def status(run: str | Path) -> dict[str, Any]:
 
     Returns
     -------
-    dict with run, state (finished, at work, queued, stopped), engine, shards, done, running, failed, rows, rows_done,
+    dict with run, state (finished, at work, queued, stopped, unknown), engine, shards, done, running, failed, rows, rows_done,
     certified (of the rows done, as far as known), tiles, tiles_done, eta_seconds (None where nothing is at work or
     nothing is known), slowest (shard, block, rows, seconds_per_row), errors (shard and words), jobs (phase, id, pending,
     running, reason), worker (pid and host of a process that drives the run)
@@ -36,10 +38,14 @@ def status(run: str | Path) -> dict[str, Any]:
     """
     folder = RunFolder(Path(run))
     plan = plan_of(folder)
-    request = Request.read(folder)
-    done = [index for index in range(len(plan.shards)) if is_valid(folder.shard(index))]
-    complete = len(done) == len(plan.shards) and folder.model.exists() and folder.timing.exists()
-    jobs = [] if complete else _jobs(folder)
+    try:
+        request = Request.read(folder)
+    except FormatError as error:
+        request = None
+        _log.warning("%s", error)
+    done = [index for index in range(len(plan.shards)) if folder.holds(folder.shard(index))]
+    complete = finished(folder, plan) is not None
+    known, jobs = _jobs(folder)
     holder = None if complete else lock.holder(folder.path)
     running, failed = _at_work(folder, done, bool(jobs))
     seconds = _seconds(folder, complete)
@@ -47,7 +53,7 @@ def status(run: str | Path) -> dict[str, Any]:
     at_work = bool(holder) or any(job["running"] for job in jobs)
     return {
         "run": str(folder.path),
-        "state": "finished" if complete else "at work" if at_work else "queued" if jobs else "stopped",
+        "state": _state(complete, at_work, bool(jobs), known),
         "engine": None if request is None else request.engine.name,
         "shards": len(plan.shards),
         "done": len(done),
@@ -55,12 +61,12 @@ def status(run: str | Path) -> dict[str, Any]:
         "failed": len(failed),
         "rows": rows,
         "rows_done": rows_done,
-        "certified": _certified(folder, complete),
+        "certified": sum(int(folder.load(folder.shard(index))["certified"].sum()) for index in done),
         "tiles": len(plan.tiles),
         "tiles_done": len(plan.tiles)
         if complete
-        else sum(is_valid(folder.tile(i)) for i in range(len(plan.tiles))),
-        "eta_seconds": _eta(plan, seconds, rows - rows_done, len(running)) if at_work else None,
+        else sum(folder.holds(folder.tile(i)) for i in range(len(plan.tiles))),
+        "eta_seconds": _eta(plan, seconds, set(done), len(running)) if at_work else None,
         "slowest": _slowest(plan, seconds),
         "errors": [{"phase": track.phase, "item": track.index, "error": track.error} for track in failed],
         "jobs": jobs,
@@ -76,13 +82,18 @@ def cancel(run: str | Path) -> dict[str, Any]:
     """
     folder = RunFolder(Path(run))
     folder.read_spec()
-    ended = slurm.cancel(slurm.Jobs.read(folder.slurm)) if slurm.Jobs.exist(folder.slurm) else 0
+    jobs = remote.own_jobs(folder)
+    ended = slurm.cancel(jobs) if jobs is not None else 0
     holder = lock.holder(folder.path)
     if holder is None or ended:
         return {"run": str(folder.path), "jobs": ended, "stopped": None}
     if holder["host"] != platform.node():
         raise OutputError(
             f"{folder.path} is worked on by process {holder['pid']} on {holder['host']}. Call simtool cancel there."
+        )
+    if holder["pid"] < 2 or not holder["born"]:
+        raise OutputError(
+            f"{folder.path / '.lock'} does not say which process works on the run. Stop it by hand."
         )
     with contextlib.suppress(ProcessLookupError):
         os.kill(holder["pid"], signal.SIGTERM)
@@ -97,12 +108,27 @@ def cancel(run: str | Path) -> dict[str, Any]:
     return {"run": str(folder.path), "jobs": 0, "stopped": holder["pid"]}
 
 
-def _jobs(folder: RunFolder) -> list[dict[str, Any]]:
-    jobs = remote.jobs_at_work(folder)
-    if jobs is None:
-        return []
-    states, why = slurm.states(jobs), slurm.reasons(jobs)
-    return [
+def _state(complete: bool, at_work: bool, queued: bool, known: bool) -> str:
+    if complete:
+        return "finished"
+    if at_work:
+        return "at work"
+    if not known:
+        return "unknown"
+    return "queued" if queued else "stopped"
+
+
+def _jobs(folder: RunFolder) -> tuple[bool, list[dict[str, Any]]]:
+    """Whether the queue could be asked, and the jobs in it."""
+    try:
+        jobs = remote.jobs_at_work(folder)
+        if jobs is None:
+            return True, []
+        states, why = slurm.states(jobs), slurm.reasons(jobs)
+    except SimtoolError as error:
+        _log.warning("%s", error)
+        return False, []
+    return True, [
         {"phase": job.phase, "id": job.id, **states[job.phase], "reason": why.get(job.phase)}
         for job in jobs.jobs
         if sum(states[job.phase].values())
@@ -130,13 +156,6 @@ def _rows(plan: Plan, shards: Any) -> int:
     return sum(plan.shards[index].stop - plan.shards[index].start for index in shards)
 
 
-def _certified(folder: RunFolder, complete: bool) -> int:
-    timing = folder.read_timing() if complete else None
-    if timing is not None:
-        return int(timing["result"]["certified"])
-    return sum(int(track.report.get("certified", 0)) for track in tracks.read(folder, ROWS))
-
-
 def _seconds(folder: RunFolder, complete: bool) -> dict[int, float]:
     """What each finished shard took, where that is known."""
     if complete:
@@ -162,9 +181,15 @@ def _slowest(plan: Plan, seconds: dict[int, float]) -> dict[str, Any] | None:
     }
 
 
-def _eta(plan: Plan, seconds: dict[int, float], left: int, running: int) -> float | None:
-    """Rows left times the mean of those solved, over the tasks in work."""
-    known = [index for index in seconds if index < len(plan.shards)]
-    if not known:
+def _eta(plan: Plan, seconds: dict[int, float], done: set[int], running: int) -> float | None:
+    """What the shards that are left will take: as long for a row as those of their block, or as the slowest block."""
+    spent: dict[int, list[float]] = {}
+    for index, value in seconds.items():
+        if index < len(plan.shards):
+            spent.setdefault(plan.shards[index].group, []).append(value / _rows(plan, [index]))
+    if not spent:
         return None
-    return sum(seconds[index] for index in known) / _rows(plan, known) * left / max(1, running)
+    each = {group: sum(values) / len(values) for group, values in spent.items()}
+    slowest = max(each.values())
+    left = [index for index in range(len(plan.shards)) if index not in done]
+    return sum(_rows(plan, [i]) * each.get(plan.shards[i].group, slowest) for i in left) / max(1, running)

@@ -6,7 +6,8 @@ coordinates.
 
 from __future__ import annotations
 
-from simtool.engines.shards import is_valid
+import os
+
 from simtool.stages.sparsify import elimination
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.work import Plan, assemble_gram, gram_array
@@ -25,9 +26,13 @@ class Steps:
 
     def __init__(self, folder: RunFolder, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
+        # On network file systems a name that was looked up before it was there may stay unknown until its folder is listed.
+        for place in (folder.rows, folder.work):
+            if place.is_dir():
+                os.listdir(place)
         self.choose = not elimination.is_chosen(folder, plan)
         undone = [
-            index for index in range(len(plan.shards)) if self.choose or not is_valid(folder.shard(index))
+            index for index in range(len(plan.shards)) if self.choose or not folder.holds(folder.shard(index))
         ]
         self.rows = sorted(undone, key=lambda index: (-_work(plan, index), index))
         needed = {plan.groups[plan.shards[index].group].gram for index in self.rows} & set(plan.grams)
@@ -35,7 +40,7 @@ class Steps:
         self.tiles = [
             index
             for index, tile in enumerate(plan.tiles)
-            if tile[0] in self.grams and not is_valid(folder.tile(index))
+            if tile[0] in self.grams and not folder.holds(folder.tile(index))
         ]
 
     def assemble(self) -> None:

@@ -49,3 +49,20 @@ def _carry_out(
         report["seconds"] = time.perf_counter() - started
         report["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return report
+
+
+def prepare() -> None:
+    """Import what the tasks need, before the first of them comes."""
+    from simtool import environment
+    from simtool.stages.sparsify import work
+
+    del work
+    environment.fingerprint()
+
+
+def prepare_native() -> None:
+    """The same, and load the compiled kernel."""
+    from simtool.solvers.warm import warm
+
+    prepare()
+    warm("native")

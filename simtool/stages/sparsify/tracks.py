@@ -10,16 +10,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from simtool.errors import SimtoolError
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.lock import is_gone, read_process, this_process
+from simtool.temporary import beside
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
@@ -76,7 +75,7 @@ def read(folder: RunFolder, phase: str) -> list[Track]:
 
 def _write(folder: RunFolder, track: Track) -> None:
     target = folder.tracks / f"{track.phase}-{track.index:06d}.json"
-    temporary = _temporary(target)
+    temporary = beside(target)
     with contextlib.suppress(OSError):
         folder.tracks.mkdir(parents=True, exist_ok=True)
         try:
@@ -84,7 +83,3 @@ def _write(folder: RunFolder, track: Track) -> None:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.tmp")

@@ -12,7 +12,6 @@ import numpy as np
 from simtool.blocks import check, from_json
 from simtool.certificate import FIXED_SUPPORT, NORMAL_EQUATIONS
 from simtool.design import SAMPLE_TILE, Design
-from simtool.engines.shards import read_shard, write_shard
 from simtool.errors import FormatError
 from simtool.problem import RowSet
 from simtool.solvers import regime
@@ -166,7 +165,7 @@ def gram_tile(folder: RunFolder, index: int) -> dict[str, Any]:
         a = np.asarray(w[left, samples], dtype=np.float64) * scale
         b = a if i == j else np.asarray(w[right, samples], dtype=np.float64) * scale
         total += a @ b.T
-    write_shard(folder.tile(index), {"tile": total})
+    folder.store(folder.tile(index), {"tile": total})
     return {}
 
 
@@ -182,7 +181,7 @@ def assemble_gram(folder: RunFolder, name: str) -> None:
 def _fill(folder: RunFolder, plan: Plan, name: str, gram: np.ndarray) -> None:
     for index, (owner, i, j) in enumerate(plan.tiles):
         if owner == name:
-            tile = read_shard(folder.tile(index))["tile"]
+            tile = folder.load(folder.tile(index))["tile"]
             gram[i : i + tile.shape[0], j : j + tile.shape[1]] = tile
             gram[j : j + tile.shape[1], i : i + tile.shape[0]] = tile.T
 
@@ -321,7 +320,7 @@ def solve_shard(folder: RunFolder, index: int) -> dict[str, Any]:
     }
     if proven:
         (arrays["proven"],) = proven  # --eliminate takes no mask, so there is one piece
-    write_shard(folder.shard(index), arrays)
+    folder.store(folder.shard(index), arrays)
     return {
         "rows": count,
         "certified": int(columns["certified"].sum()),
