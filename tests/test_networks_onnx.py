@@ -173,6 +173,78 @@ def test_all_unsupported_nodes_are_listed(tmp_path: Path) -> None:
         load(zoo.hand_made(tmp_path / "n.onnx", nodes, {"W": W}))
 
 
+K = RNG.normal(size=(2, 2, 2, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Conv", ["x", "K"], ["h"], auto_pad="SAME_LOWER", strides=[1, 2])],
+        [node("Conv", ["x", "K"], ["h"], auto_pad="SAME_UPPER")],
+        [node("Conv", ["x", "K"], ["h"], auto_pad="VALID", dilations=[2, 1])],
+        [node("Conv", ["x", "K"], ["h"], pads=[0, 1, 1, 2])],
+        [node("ConvTranspose", ["x", "K"], ["h"], pads=[0, 1, 1, 0], strides=[2, 1], output_padding=[1, 0])],
+        [node("MaxPool", ["x"], ["h"], kernel_shape=[2, 3], auto_pad="SAME_UPPER", strides=[2, 2])],
+        [node("AveragePool", ["x"], ["h"], kernel_shape=[2, 2], auto_pad="SAME_LOWER")],
+        [node("AveragePool", ["x"], ["h"], kernel_shape=[3, 2], pads=[1, 0, 0, 1], count_include_pad=1)],
+        [node("GlobalAveragePool", ["x"], ["h"])],
+        [node("GlobalMaxPool", ["x"], ["h"])],
+        [node("BatchNormalization", ["x", "two", "two", "two", "two"], ["h"])],
+        [node("Transpose", ["x"], ["h"], perm=[0, 3, 1, 2])],
+        [node("Slice", ["x", "last", "far", "axis", "back"], ["h"])],
+        [node("Slice", ["x", "one", "most", "axis"], ["h"])],
+        [node("Split", ["x"], ["s", "t"], axis=1), node("Concat", ["t", "x", "s"], ["h"], axis=-3)],
+        [node("Split", ["x", "parts"], ["unused", "h"], axis=2)],
+        [node("Pad", ["x", "pads"], ["h"])],
+        [node("Gather", ["x", "picked"], ["h"], axis=3)],
+        [node("Gather", ["x", "scalar"], ["h"], axis=2)],
+        [node("Expand", ["x", "ones"], ["e"]), node("Tile", ["e", "repeats"], ["h"])],
+        [node("ReduceMean", ["x"], ["h"], axes=[2, -1], keepdims=0)],
+        [node("ReduceSum", ["x", "axis"], ["h"])],
+        [node("ReduceMax", ["x"], ["h"], axes=[1, 3])],
+        [
+            node("Resize", ["x", "", "scales"], ["h"], mode="nearest", nearest_mode="floor",
+                 coordinate_transformation_mode="asymmetric"),
+        ],
+        [node("Clip", ["x", "", "half"], ["h"])],
+        [node("Neg", ["x"], ["m"]), node("Max", ["m", "x"], ["a"]), node("Min", ["a", "half"], ["h"])],
+        [node("HardSigmoid", ["x"], ["h"], alpha=0.3, beta=0.4)],
+        [node("MatMul", ["x", "last_axis"], ["h"])],
+    ],
+    ids=lambda nodes: "-".join(n.op_type for n in nodes),
+)  # fmt: skip
+def test_layers_and_moves(tmp_path: Path, nodes: list[onnx.NodeProto]) -> None:
+    constants = {
+        "K": K,
+        "two": np.array([0.5, 2.0], np.float32),
+        "half": np.float32(0.5),
+        "last": np.array([-1]),
+        "far": np.array([-(2**31)]),
+        "axis": np.array([3]),
+        "back": np.array([-2]),
+        "one": np.array([1]),
+        "most": np.array([2**31 - 1]),
+        "parts": np.array([1, 3]),
+        "pads": np.array([0, 0, 1, 0, 0, 1, 0, 2]),
+        "picked": np.array([2, -1, 0, 0]),
+        "scalar": np.array(1),
+        "ones": np.array([1, 1, 1, 1]),
+        "repeats": np.array([1, 2, 1, 3]),
+        "scales": np.array([1, 1, 2, 3], np.float32),
+        "last_axis": RNG.normal(size=(5, 3)).astype(np.float32),
+    }
+    used = {name for n in nodes for name in n.input}
+    network = load(
+        zoo.hand_made(
+            tmp_path / "n.onnx",
+            [*nodes, node("Tanh", ["h"], ["a!"]), node("Flatten", ["a!"], ["y"])],
+            {name: value for name, value in constants.items() if name in used},
+            sample=(2, 4, 5),
+        )
+    )
+    check_self_consistent(network)
+
+
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [
@@ -197,6 +269,12 @@ def test_all_unsupported_nodes_are_listed(tmp_path: Path) -> None:
             "cut.*across the samples",
         ),
         ([node("Erf", ["x"], ["e"]), node("MatMul", ["e", "W"], ["y"])], "Erf"),
+        ([node("ReduceSum", ["x", "none"], ["y"], name="all")], "all.*across the samples"),
+        ([node("Transpose", ["x"], ["y"], perm=[1, 0], name="turn")], "turn.*batch"),
+        ([node("Pad", ["x", "around", "half"], ["y"], name="frame")], "frame.*zeros"),
+        ([node("Gather", ["x", "one"], ["y"], axis=0, name="pick")], "pick.*across the samples"),
+        ([node("Concat", ["x", "x"], ["y"], axis=0, name="join")], "join.*batch"),
+        ([node("Max", ["x", "V"], ["y"], name="most")], "most.*must be a number"),
     ],
 )
 def test_meanings_that_are_refused(tmp_path: Path, nodes: list[onnx.NodeProto], message: str) -> None:
@@ -209,6 +287,8 @@ def test_meanings_that_are_refused(tmp_path: Path, nodes: list[onnx.NodeProto], 
         "half": np.float32(0.5),
         "yes": np.array(True),
         "none": np.array([0]),
+        "around": np.array([0, 1, 0, 1]),
+        "V": np.arange(4, dtype=np.float32),
         "one": np.array([1]),
         "two": np.array([2]),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import operator as operator_module
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from simtool.importing import describe
 from simtool.networks import patterns, torch_layers, torch_ops
 from simtool.networks.graph import Graph
 from simtool.networks.network import Recorded, collect, shaped, wanted_tensors
+from simtool.networks.operators import Dense, Diagonal, signature
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic import Interpreter
 from simtool.networks.tracing import trace
@@ -112,7 +114,24 @@ def _fingerprint(exported: torch.export.ExportedProgram, graph: Graph) -> str:
     for node in graph.nodes:
         digest.update(f"{node.name} {node.activation.spec} {node.form.parents}\n".encode())
     digest.update(f"{graph.output.parents} {graph.output_map}".encode())
+    for piece in _geometry(graph):
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def _geometry(graph: Graph) -> Iterator[bytes]:
+    """What the weights do not tell: strides, paddings, windows, bounds. Nothing where all is dense layers and sums, as it ever was."""
+    forms = [*(node.form for node in graph.nodes), graph.output]
+    operators = [operator for form in forms for _, operator in form.terms]
+    if all(isinstance(operator, Dense | Diagonal) for operator in operators) and all(
+        node.z_tensor for node in graph.nodes
+    ):
+        return
+    for form in forms:
+        for source, operator in form.terms:
+            yield source.encode()
+            yield from signature(operator)
+        yield b"" if form.bias is None else form.bias.tobytes()
 
 
 def first_linear(module: torch.nn.Module) -> int | None:

@@ -12,6 +12,7 @@ from simtool.networks.operators.convolution import Convolution
 from simtool.networks.operators.dense import Dense, SharedDense
 from simtool.networks.operators.pool import Pool, average
 from simtool.networks.operators.select import Gather
+from simtool.networks.operators.signature import signature
 from simtool.networks.operators.sparse import Diagonal, Sparse, identity
 from simtool.networks.operators.window import Window
 
@@ -31,4 +32,5 @@ __all__ = [
     "compose",
     "identity",
     "merged",
+    "signature",
 ]

@@ -60,6 +60,7 @@ class Pool:
 
     def scaled(self, factor: np.ndarray) -> Pool:
         weights = sp.csr_array(sp.diags_array(factor) @ self.weights)
+        weights.sort_indices()
         return Pool(weights, self.in_shape, self.out_shape)
 
 

@@ -106,7 +106,9 @@ class Sparse:
         return self.weight
 
     def scaled(self, factor: np.ndarray) -> Sparse:
-        return Sparse(sp.csr_array(sp.diags_array(factor) @ self.weight))
+        weight = sp.csr_array(sp.diags_array(factor) @ self.weight)
+        weight.sort_indices()
+        return Sparse(weight)
 
 
 def identity(size: int) -> Diagonal:
