@@ -293,7 +293,7 @@ class Random(nn.Module):
         if step == "crop":
             return x[:, :, numbers[0] :, :: numbers[1]]
         if step == "halves":
-            first, second = x.split(numbers[0], dim=1)
+            first, second = x.chunk(2, dim=1)
             return torch.cat([second, -first], dim=1)
         if step == "pad":
             return F.pad(x, (numbers[0], numbers[1], numbers[2], 0))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from simtool.errors import InputError
-from simtool.networks import Graph, NetworkSpec, formable
+from simtool.networks import Graph, NetworkSpec, formable, load_network
 from simtool.networks.onnx_reader import read_onnx
 from simtool.networks.torch_reader import read_module
 from simtool.report import evaluate
@@ -183,6 +183,14 @@ def test_fingerprints_hold_the_geometry(change: dict[str, int]) -> None:
     assert read(padding=1) == read(padding=1) != read(**change)
 
 
+def test_grey_images_have_one_channel() -> None:
+    spec = NetworkSpec(f"{Path(zoo.__file__)}:small_cnn")
+    assert load_network(spec, (8, 8)).input_shape == (1, 8, 8)
+    assert load_network(spec, (1, 8, 8)).input_shape == (1, 8, 8)
+    with pytest.raises(InputError, match="--input-shape"):
+        load_network(NetworkSpec(f"{Path(zoo.__file__)}:residual"), (8, 8))
+
+
 def test_forms_too_large_are_refused_by_their_size() -> None:
     wide = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten())
     graph = read_module(wide, (3, 256, 256), {"network": "net"}).graph
@@ -203,7 +211,7 @@ def _with_free_memory(size: int) -> None:
 
 def test_from_images_to_a_sparse_model(tmp_path: Path) -> None:
     """extract, sparsify and evaluate of a small convolutional network; every position is a row of its own."""
-    network = NetworkSpec(f"{Path(zoo.__file__)}:small_cnn", input_shape=(1, 8, 8))
+    network = NetworkSpec(f"{Path(zoo.__file__)}:small_cnn")  # grey images of 8 x 8: one channel
     found = extract(network, "digits", output=tmp_path / "s.h5", samples=200)
     assert [block["name"] for block in found["blocks"]] == [
         "relu_5",

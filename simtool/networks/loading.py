@@ -168,8 +168,11 @@ def _read_module(
 def _torch_shape(
     module: torch.nn.Module, spec: NetworkSpec, sample_shape: tuple[int, ...] | None
 ) -> tuple[int, ...]:
-    """PyTorch modules declare no input shape: --input-shape, else the first linear layer's width, else the data's."""
-    from simtool.networks.torch_reader import first_linear
+    """PyTorch modules declare no input shape: --input-shape, else the first linear layer's width, else the data's.
+
+    Grey images get the axis of their one channel where the first layer is a convolution of one channel.
+    """
+    from simtool.networks.torch_reader import first_linear, grey_axes
 
     if spec.input_shape is not None:
         return spec.input_shape
@@ -181,6 +184,8 @@ def _torch_shape(
         raise InputError(
             f"{spec.network} does not say what its input looks like. Pass --input-shape, for instance 1,28,28."
         )
+    if grey_axes(module) == len(sample_shape):
+        sample_shape = (1, *sample_shape)
     log.info("%s takes samples of the data's shape %s.", spec.network, sample_shape)
     return sample_shape
 

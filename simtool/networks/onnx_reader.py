@@ -6,7 +6,7 @@ Exposing an activation's input and output as graph outputs also keeps ONNX Runti
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from onnx import numpy_helper
 
 from simtool.errors import FormatError, InputError, UnsupportedOperator
 from simtool.importing import describe
-from simtool.networks import onnx_layers, onnx_ops, patterns
+from simtool.networks import onnx_layers, onnx_ops, onnx_shapes, patterns
 from simtool.networks.network import Recorded, collect, shaped, wanted_tensors
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic import Interpreter
@@ -58,7 +58,7 @@ class OnnxNetwork:
                 f"{network} takes {self._fixed_batch or 1} sample(s) of shape {self.input_shape} at once; at most {_MOST_VALUES} "
                 "values are taken. Export it with an open batch size, or check its input."
             )
-        program = _Translator(model, network, self._input).program()
+        program = _Translator(model, network, self._input, self._probe).program()
         patterns.rewrite(program)
         program.refuse_unknown(network)
         self.graph = Interpreter(program, self._shapes(program), self.input_shape).run()
@@ -110,6 +110,15 @@ class OnnxNetwork:
         del exposed.graph.output[:]
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         return _session(exposed, self._network, limited)
+
+    def _probe(self, names: list[str], batch: int) -> list[np.ndarray] | None:
+        """The tensors ``names`` for ``batch`` samples of zeros (a fixed batch stays what it is), None where it cannot be run."""
+        zeros = np.zeros((self._fixed_batch or batch, *self.input_shape), dtype=self._dtype)
+        try:
+            values: list[np.ndarray] = self._open(names, limited=True).run(names, {self._input: zeros})
+        except Exception:  # what is wrong is said where the shapes of all tensors are found
+            return None
+        return values
 
     def _shapes(self, program: Program) -> dict[str, tuple[int, ...] | None]:
         """Each tensor's shape per sample, found by running a batch of zeros."""
@@ -202,7 +211,14 @@ def _input_shape(
 class _Translator:
     """ONNX nodes to a :class:`Program`."""
 
-    def __init__(self, model: onnx.ModelProto, network: str, source: str) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        network: str,
+        source: str,
+        probe: Callable[[list[str], int], list[np.ndarray] | None],
+    ) -> None:
+        self._probe = probe
         self._model = model
         self._network = network
         self._source = source
@@ -215,6 +231,9 @@ class _Translator:
         for tensor in self._model.graph.initializer:
             self._root(tensor.name, numpy_helper.to_array(tensor))
         self._fold()
+        self._constants |= onnx_shapes.fixed_values(
+            onnx_shapes.shape_nodes(self._model, self._constants), self._probe
+        )
         ops: list[Op] = []
         for node in self._model.graph.node:
             if node.op_type == "Split" and not node.domain:

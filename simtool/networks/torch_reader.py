@@ -144,6 +144,17 @@ def first_linear(module: torch.nn.Module) -> int | None:
     return None
 
 
+def grey_axes(module: torch.nn.Module) -> int | None:
+    """The axes of the images that the module takes, if its first layer with weights is a convolution of one channel."""
+    for layer in module.modules():
+        for axes, kind in enumerate((torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d), start=1):
+            if isinstance(layer, kind):
+                return axes if layer.in_channels == 1 else None
+        if not any(True for _ in layer.children()) and any(True for _ in layer.parameters()):
+            return None
+    return None
+
+
 def read_module(
     module: torch.nn.Module, input_shape: tuple[int, ...], description: dict[str, Any]
 ) -> TorchNetwork:
