@@ -69,9 +69,9 @@ class ProcessEngine:
 
     def prepare(self, task: str, items: int) -> None:
         """See :class:`simtool.engines.Engine`."""
-        for _ in range(min(self.workers, items) - len(self._children)):
-            child = self._start()
-            self._children.append(child)
+        while len(self._children) < min(self.workers, items):
+            self._children.append(self._start())
+        for child in self._children:
             assert child.stdin is not None
             with contextlib.suppress(OSError):  # the first shard tells of one that has ended already
                 child.stdin.write(json.dumps({"prepare": task}) + "\n")

@@ -80,8 +80,9 @@ class RayEngine:
         function = ray.remote(carry_out).options(
             num_cpus=1, max_retries=RETRIES, name=task, runtime_env=needed
         )
-        # Tasks that wait beside the running ones hide the way there and back; an explicit number is a promise.
-        window = self.workers if self._asked else 2 * self.workers
+        # Tasks that wait beside the running ones hide the way there and back; on a cluster of others, an explicit number is a
+        # promise.
+        window = self.workers if self._asked and not self._private else 2 * self.workers
         waiting = iter(items)
         running: dict[Any, int] = {}
         failure: SimtoolError | None = None

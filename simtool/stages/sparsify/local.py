@@ -23,8 +23,8 @@ _PHASES = {
     CHOICE: ("simtool.stages.sparsify.tasks:choose", "elimination", "task"),
     ROWS: ("simtool.stages.sparsify.tasks:shard", "rows", "rows"),
 }
-_PREPARE = "simtool.stages.sparsify.tasks:prepare_native"
-_PREPARE_OTHERS = "simtool.stages.sparsify.tasks:prepare"
+IMPORTS = "simtool.stages.sparsify.tasks:prepare"
+_KERNEL = "simtool.stages.sparsify.tasks:prepare_native"
 
 
 def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progress: Progress) -> Times:
@@ -37,7 +37,7 @@ def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progres
     native = plan.options.match == "exact" or plan.options.solver == "native"
     if native and not is_compiled("native"):
         warm("native")  # once, before every worker does
-    engine.prepare(_PREPARE if native else _PREPARE_OTHERS, max(len(steps.rows), len(steps.tiles)))
+    engine.prepare(_KERNEL if native else IMPORTS, max(len(steps.rows), len(steps.tiles)))
     write_inputs(folder, source)
     times.gram_seconds = run_tasks(folder, plan, engine, TILES, steps.tiles, progress, times)
     steps.assemble()

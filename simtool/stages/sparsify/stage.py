@@ -63,11 +63,13 @@ def sparsify(
     resumed by the same call.
     """
     where = engine if isinstance(engine, EngineOptions) else EngineOptions(engine, workers)
-    with open_states(Path(states)) as source:
+    folder = RunFolder(Path(output))
+    with _started(where, folder) as early, open_states(Path(states)) as source:
         source.verify_content()
         asked, options = _constraints(source, options or SparsifyOptions())
-        call = _Call(RunFolder(Path(output)), source, _spec(source, options), where, allow_mixed, progress)
-        return call.carry_out(asked)
+        return _Call(folder, source, _spec(source, options), where, allow_mixed, progress, early).carry_out(
+            asked
+        )
 
 
 def resume(
@@ -109,12 +111,12 @@ def resume(
         raise InputError(
             f"the states file of {folder.path}, {path}, does not exist. Pass where it is with --states."
         )
-    with open_states(path) as source:
+    with _started(where, folder) as early, open_states(path) as source:
         source.verify_content()
         if source.content_sha256() != spec["states"]["content_sha256"]:
             raise InputError(f"{path} is not the states file of {folder.path}. Pass that one with --states.")
         asked = constraints_of(folder, plan)
-        return _Call(folder, source, spec, where, allow_mixed, progress).carry_out(asked)
+        return _Call(folder, source, spec, where, allow_mixed, progress, early).carry_out(asked)
 
 
 def dry_run(
@@ -132,6 +134,20 @@ def dry_run(
         return estimate(Plan(_spec(source, options)), where, Path(output)).to_json()
 
 
+@contextmanager
+def _started(where: EngineOptions, folder: RunFolder) -> Iterator[Engine | None]:
+    """Worker processes that start while the states are read and checked; None where there will be none to start."""
+    if where.name != "process" or folder.timing.exists():  # a run that is there is finished, most likely
+        yield None
+        return
+    engine = engines.get(where)
+    try:
+        engine.prepare(local.IMPORTS, engine.workers)
+        yield engine
+    finally:
+        engine.close()
+
+
 @dataclass(frozen=True)
 class _Call:
     """One call of sparsify or resume."""
@@ -142,6 +158,7 @@ class _Call:
     where: EngineOptions
     allow_mixed: bool
     progress: Progress
+    early: Engine | None
 
     def carry_out(self, asked: constraints.Constraints) -> dict[str, Any]:
         """Return the result of a finished run; else go on with it."""
@@ -157,7 +174,7 @@ class _Call:
                 return self._follow(jobs)
         backends.require(self.spec["options"]["solver"])
         _check_own_objective(Plan(self.spec))
-        engine = None if where.name in engines.BATCH else engines.get(where)
+        engine = self.early or (None if where.name in engines.BATCH else engines.get(where))
         try:
             require_room(Plan(self.spec), where, folder)
             folder.prepare()
