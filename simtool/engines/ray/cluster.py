@@ -124,6 +124,11 @@ def require_cluster(address: str, explicit: bool) -> bool:
     return wants_token
 
 
+_ROOT = Path(__file__).parents[3]
+# Not -m: modules in the folder of the call would come before Python's own.
+_KEEPER = "import sys; sys.path.append(sys.argv.pop(1)); from simtool.engines.ray.keeper import main; main()"
+
+
 class PrivateCluster:
     """A Ray cluster of one node on loopback that ends with this process, also if that is killed with -9.
 
@@ -131,7 +136,7 @@ class PrivateCluster:
     """
 
     def __init__(self, cpus: int, mapped: bool) -> None:
-        """Start it; raises WorkerError if Ray cannot."""
+        """Begin to start it; :meth:`wait` before it is used."""
         self._replaced: dict[str, str | None] = {}
         base = tempfile.gettempdir()
         self._folder = tempfile.mkdtemp(
@@ -142,7 +147,7 @@ class PrivateCluster:
         environment.pop("RAY_ADDRESS", None)
         store = _SMALL_STORE if mapped else 0
         self._keeper = subprocess.Popen(
-            [sys.executable, "-m", "simtool.engines.ray.keeper", str(cpus), self._folder, str(store)],
+            [sys.executable, "-P", "-c", _KEEPER, str(_ROOT), str(cpus), self._folder, str(store)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -150,6 +155,11 @@ class PrivateCluster:
             text=True,
             start_new_session=True,
         )
+        self._token = token
+        self.address = ""
+
+    def wait(self) -> None:
+        """Return when it is there, ``address`` known; raises WorkerError if Ray cannot start it."""
         try:
             assert self._keeper.stdout is not None
             line = self._keeper.stdout.readline()
@@ -162,9 +172,9 @@ class PrivateCluster:
         except BaseException:
             self.close()
             raise
-        self.address: str = answer["address"]
-        self._replaced = {name: os.environ.get(name) for name in token}
-        _set_token(token)
+        self.address = str(answer["address"])
+        self._replaced = {name: os.environ.get(name) for name in self._token}
+        _set_token(self._token)
 
     def close(self) -> None:
         """End every process of the cluster and remove its files; safe to call twice."""

@@ -27,13 +27,20 @@ from simtool.engines.ray.cluster import (
     require_ray,
 )
 from simtool.engines.ray.inputs import Inputs
-from simtool.engines.ray.task import MEMORY_LEVERS, Shipment, carry_out, remove
+from simtool.engines.ray.task import MEMORY_LEVERS, Shipment, carry_out, remove, warm
 from simtool.engines.shards import write_bytes
 from simtool.errors import OptionError, SimtoolError, WorkerError
 
 RETRIES = 3
 _CLEANING_SECONDS = 10.0
+_WARMING_SECONDS = 60.0
 _RESUME = "What was finished is kept: run the same command again."
+
+
+def _is_connected() -> bool:
+    """Whether this process uses Ray already."""
+    loaded = sys.modules.get("ray")
+    return loaded is not None and bool(loaded.is_initialized())
 
 
 class RayEngine:
@@ -65,9 +72,14 @@ class RayEngine:
         self._is_guest = False
         self._has_shipped = False
         self._inputs: Inputs | None = None
+        self._warming: tuple[str, int] = "", 0
 
     def prepare(self, task: str, items: int) -> None:
-        """Nothing: the cluster is connected to with the first task."""
+        """A private cluster begins to start; the workers of any call ``task()`` when it is connected to."""
+        self._warming = task, items
+        if self._private and self._cluster is None and not _is_connected():
+            quieten(loopback=True)
+            self._cluster = PrivateCluster(self.workers, self._mapped is not False)
 
     def run(self, task: str, folder: Path, items: Sequence[int], done: Done) -> None:
         """See :class:`simtool.engines.Engine`; raises OptionError or WorkerError if the cluster cannot be used."""
@@ -130,15 +142,15 @@ class RayEngine:
         """The module ray, connected; raises OptionError or WorkerError."""
         if self._ray is not None:
             return self._ray
-        loaded = sys.modules.get("ray")
-        if loaded is not None and loaded.is_initialized():
-            self._join(loaded)
-            ray = loaded
+        if _is_connected():
+            ray = sys.modules["ray"]
+            self._join(ray)
         else:
             quieten(loopback=self._private or is_loopback(self._address))
             if self._private:
                 # Before ray is imported: it reads the cluster's token then.
-                self._cluster = PrivateCluster(self.workers, self._mapped is not False)
+                self._cluster = self._cluster or PrivateCluster(self.workers, self._mapped is not False)
+                self._cluster.wait()
             else:
                 self._is_auto = require_cluster(self._address, explicit=not self._is_auto)
             import ray
@@ -154,7 +166,19 @@ class RayEngine:
                     "--ray-address local."
                 )
         self._inputs = Inputs(ray, self._id)
+        self._warm()
         return ray
+
+    def _warm(self) -> None:
+        """Let as many workers as will be needed load what they need, all at once; the first tasks tell what fails."""
+        task, items = self._warming
+        if not task:
+            return
+        needed = {} if self._private else nodes.worker_environment()
+        function = self._ray.remote(warm).options(num_cpus=1, max_retries=0, name=task, runtime_env=needed)
+        asked = [function.remote(task) for _ in range(min(self.workers, items))]
+        with contextlib.suppress(Exception):
+            self._ray.wait(asked, num_returns=len(asked), timeout=_WARMING_SECONDS)
 
     def _join(self, ray: Any) -> None:
         """Use the connection that this process has already."""

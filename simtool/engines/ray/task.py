@@ -50,6 +50,12 @@ class Shipment:
     reference: list[Any]
 
 
+def warm(task: str) -> None:
+    """Call ``task()``, whatever comes of it."""
+    with contextlib.suppress(Exception):
+        resolve(task)()
+
+
 def carry_out(task: str, folder: str, item: int, here: str, shipment: Shipment | None) -> dict[str, Any]:
     """Carry out ``task`` for ``item``, with relative names meant from ``here`` where that folder exists.
 

@@ -136,8 +136,9 @@ def dry_run(
 
 @contextmanager
 def _started(where: EngineOptions, folder: RunFolder) -> Iterator[Engine | None]:
-    """Worker processes that start while the states are read and checked; None where there will be none to start."""
-    if where.name != "process" or folder.timing.exists():  # a run that is there is finished, most likely
+    """Workers that start while the states are read and checked; None where there will be none to start."""
+    ours = where.name == "process" or (where.name == "ray" and where.ray_address == "local")
+    if not ours or folder.timing.exists():  # a run that is there is finished, most likely
         yield None
         return
     engine = engines.get(where)
