@@ -1,4 +1,4 @@
-"""What of this machine and installation could change the last bit of a result."""
+"""This machine and installation: what could change the last bit of a result, and the memory there is."""
 
 from __future__ import annotations
 
@@ -76,3 +76,30 @@ def fingerprint(packages: tuple[str, ...] = ()) -> dict[str, Any]:
         "blas": blas_libraries(),
         **{name: package_version(name) for name in (*_PACKAGES, *packages)},
     }
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take: what the machine has left, less where its container has a limit; None if unknown."""
+    found = [value for value in (_machine(), _container()) if value is not None]
+    return min(found) if found else None
+
+
+def _machine() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _container() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text())
+        used = int((folder / "memory.current").read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return limit - used + int(statistics.get("inactive_file", 0))
+    except (OSError, ValueError):  # no limit ("max"), or no control groups
+        return None

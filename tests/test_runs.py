@@ -482,7 +482,7 @@ def test_an_estimate_of_disk_is_what_a_run_takes(digits: dict[str, Path], tmp_pa
 def test_workers_that_memory_cannot_hold_are_refused(
     digits: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "available_memory", lambda: 300 * 2**20)
+    monkeypatch.setattr(estimate, "free_memory", lambda: 300 * 2**20)
     with pytest.raises(InputError, match=r"4 workers need about .* Use fewer --workers"):
         sparsify(digits["states"], tmp_path / "run", L1, engine="process", workers=4)
     found = dry_run(digits["states"], tmp_path / "run", L1, engine="process", workers=4)
@@ -682,7 +682,7 @@ def test_a_shard_belongs_to_its_run_and_place(
 def test_nothing_is_left_of_a_run_that_is_refused(
     digits: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "available_memory", lambda: 300 * 2**20)
+    monkeypatch.setattr(estimate, "free_memory", lambda: 300 * 2**20)
     with pytest.raises(InputError):
         sparsify(digits["states"], tmp_path / "run", L1, engine="process", workers=4)
     assert not (tmp_path / "run").exists()

@@ -385,7 +385,7 @@ def test_a_disk_that_fills_up_loses_nothing(
 def test_a_gram_matrix_too_large_for_memory_is_refused(
     digits: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "available_memory", lambda: 1000)
+    monkeypatch.setattr(estimate, "free_memory", lambda: 1000)
     with pytest.raises(InputError, match="Gram matrix needs"):
         sparsify(digits["states"], tmp_path / "run", L1, engine="serial")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from simtool.environment import free_memory
 from simtool.errors import InputError
 from simtool.networks.graph import Graph
 
@@ -29,30 +28,3 @@ def require_formable(graph: Graph, network: str) -> None:
         f"{graph.output_size} outputs): {limit}. A convolution gives every position of its output a row of its own. Use smaller "
         "samples, or a part of the network."
     )
-
-
-def free_memory() -> int | None:
-    """Bytes that this process may still take: what the machine has left, less where its container has a limit; None if unknown."""
-    found = [value for value in (_machine(), _container()) if value is not None]
-    return min(found) if found else None
-
-
-def _machine() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
-def _container() -> int | None:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = int((folder / "memory.max").read_text())
-        used = int((folder / "memory.current").read_text())
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return limit - used + int(statistics.get("inactive_file", 0))
-    except (OSError, ValueError):  # no limit ("max"), or no control groups
-        return None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from simtool.engines import EngineOptions
+from simtool.environment import free_memory
 from simtool.errors import InputError, OutputError
 from simtool.progress import format_seconds
 from simtool.stages.sparsify.folder import RunFolder
@@ -111,7 +112,7 @@ def estimate(plan: Plan, where: EngineOptions, output: Path, speed: float | None
         worker_bytes=worker,
         gram_bytes=max(grams, default=0),
         disk_bytes=inputs + 2 * sum(grams),
-        free_memory_bytes=available_memory() if local else None,
+        free_memory_bytes=free_memory() if local else None,
         free_disk_bytes=_free_disk(output),
     )
 
@@ -165,17 +166,6 @@ def _speed() -> float:
         a @ a.T
         best = min(best, time.perf_counter() - started)
     return float(2 * a.shape[0] ** 2 * a.shape[1] / max(best, 1e-9))
-
-
-def available_memory() -> int | None:
-    """Bytes that processes can still have, None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
 
 
 def _free_disk(path: Path) -> int | None:
