@@ -19,6 +19,7 @@ WORDS = {
         "errors",
         "activations",
         "blocks",
+        "layers",
         "progress",
         "strict_json",
         "importing",
@@ -56,10 +57,11 @@ ALLOWED: dict[str, set[str]] = {
     "networks": {"model", "hdf5"},
     "rescale": {"networks", "model"},
     "engines": set(),
+    "export": {"model", "hdf5"},
     # above both
     "stages": {
         *("penalty", "dual_bound", "design", "problem", "certificate", "equality", "screening", "solvers"),
-        *("hdf5", "states", "data", "model", "networks", "rescale", "engines"),
+        *("hdf5", "states", "data", "model", "networks", "rescale", "engines", "export"),
     },
     "report": {"model", "networks", "stages", "hdf5"},
     # measures all of it; nothing imports it but the command line

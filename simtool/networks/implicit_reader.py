@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from simtool.blocks import BIAS, INPUT
+from simtool.errors import InputError
 from simtool.networks.graph import AffineForm, Graph, Node, OperatorUse
 from simtool.networks.network import Recorded, shaped
 from simtool.networks.operators import LinearOperator, Sparse
+from simtool.networks.outline import outlined
 
 if TYPE_CHECKING:
     from simtool.model import ImplicitModel
@@ -23,13 +26,17 @@ class ImplicitNetwork:
 
     def __init__(self, model: ImplicitModel, network: str, sha256: str) -> None:
         self.model = model
-        self.graph = graph_of(model)
+        self.outline = outlined(graph_of(model))
         self.sha256 = sha256
         self.description: dict[str, Any] = {
             "network": network,
             "format": "model.h5",
             "input_shape": list(model.input_shape),
         }
+
+    @property
+    def graph(self) -> Graph:
+        return self.outline.graph
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -45,6 +52,21 @@ class ImplicitNetwork:
         z = {block.name: states.Z[block.rows].T.astype(np.float32) for block in self.model.blocks}
         x = {block.name: states.X[block.rows].T.astype(np.float32) for block in self.model.blocks}
         return Recorded(z, x, states.Y.T.astype(np.float32))
+
+    def tensors(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """It has no program, so no tensors but those that :meth:`run` gives."""
+        return {}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Its weights are A, B, C, D: none go by a name of their own."""
+        return {}
+
+    def with_weights(self, changed: Mapping[str, np.ndarray]) -> ImplicitNetwork:
+        """Refused: an implicit model has no layers with weights of their own names."""
+        raise InputError(
+            f"{self.description['network']} is an implicit model; weights of layers ({', '.join(sorted(changed)[:3])}) have no place in "
+            "it. Pass the network that the layers belong to."
+        )
 
 
 def _form(

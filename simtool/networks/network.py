@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from simtool.blocks import INPUT
 from simtool.networks.graph import Graph
+
+if TYPE_CHECKING:
+    from simtool.networks.outline import Outline
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,12 @@ class Network(Protocol):
     """A network that can be run with every activation's input and output recorded."""
 
     @property
-    def graph(self) -> Graph: ...
+    def graph(self) -> Graph:
+        """All of it as affine forms and activations. Raises UnsupportedOperator where that cannot be."""
+        ...
+
+    @property
+    def outline(self) -> Outline: ...
 
     @property
     def input_shape(self) -> tuple[int, ...]: ...
@@ -72,6 +81,18 @@ class Network(Protocol):
 
     def run(self, inputs: np.ndarray) -> Recorded:
         """Run float32 ``inputs`` (k, *input_shape)."""
+        ...
+
+    def tensors(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """The tensors ``names`` of its program for ``inputs`` (k, *input_shape), each (k, ...)."""
+        ...
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Its own tensors by their names."""
+        ...
+
+    def with_weights(self, changed: Mapping[str, np.ndarray]) -> Network:
+        """The same network with the tensors ``changed`` in the place of its own."""
         ...
 
 

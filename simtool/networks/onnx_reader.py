@@ -6,7 +6,7 @@ Exposing an activation's input and output as graph outputs also keeps ONNX Runti
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from onnx import numpy_helper
 from simtool.errors import FormatError, InputError, UnsupportedOperator
 from simtool.importing import describe
 from simtool.networks import onnx_layers, onnx_ops, onnx_shapes, patterns
-from simtool.networks.network import Recorded, collect, shaped, wanted_tensors
+from simtool.networks.graph import Graph
+from simtool.networks.network import Recorded, shaped
+from simtool.networks.outline import outline
 from simtool.networks.program import Op, Program
-from simtool.networks.symbolic import Interpreter
 
 _MIN_OPSET = 9
 _PROBE_BATCH = 3
@@ -44,6 +45,7 @@ class OnnxNetwork:
     ) -> None:
         self._network = network
         self._model = model
+        self._asked_shape = input_shape
         value = _only_input(model, network)
         self._input = value.name
         self._dtype = _FLOATS.get(value.type.tensor_type.elem_type)
@@ -58,12 +60,12 @@ class OnnxNetwork:
                 f"{network} takes {self._fixed_batch or 1} sample(s) of shape {self.input_shape} at once; at most {_MOST_VALUES} "
                 "values are taken. Export it with an open batch size, or check its input."
             )
-        program = _Translator(model, network, self._input, self._probe).program()
+        translator = _Translator(model, network, self._input, self._probe)
+        program = translator.program()
         patterns.rewrite(program)
-        program.refuse_unknown(network)
-        self.graph = Interpreter(program, self._shapes(program), self.input_shape).run()
-        self._names = [name for name in wanted_tensors(self.graph) if name != self._input]
-        self._session = self._open(self._names)
+        self.outline = outline(program, self._shapes(program), translator.own, self.input_shape, network)
+        self._own = translator.own
+        self._sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
         self.sha256 = sha256
         self.description: dict[str, Any] = {
             "network": network,
@@ -73,15 +75,52 @@ class OnnxNetwork:
         }
 
     @property
+    def graph(self) -> Graph:
+        return self.outline.graph
+
+    @property
     def output_size(self) -> int:
-        return self.graph.output_size
+        return self.outline.output_size
 
     def run(self, inputs: np.ndarray) -> Recorded:
         """Run float32 ``inputs`` (k, *input_shape)."""
+        return self.outline.recorded(self.tensors(inputs, self.outline.wanted()))
+
+    def tensors(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """The tensors ``names`` of the program for ``inputs`` (k, *input_shape), each (k, ...)."""
         batch = shaped(inputs, self.input_shape).astype(self._dtype)
-        values = dict(zip(self._names, self._run(self._session, self._names, batch), strict=True))
-        values[self._input] = batch
-        return collect(self.graph, values)
+        asked = tuple(name for name in dict.fromkeys(names) if name != self._input)
+        if asked not in self._sessions:
+            self._sessions[asked] = self._open(asked)
+        values = dict(zip(asked, self._run(self._sessions[asked], list(asked), batch), strict=True))
+        return {**values, self._input: batch}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Its own tensors by their names in the file."""
+        return dict(self._own)
+
+    def with_weights(self, changed: Mapping[str, np.ndarray]) -> OnnxNetwork:
+        """The same network with the tensors ``changed`` in the place of its own."""
+        return OnnxNetwork(self.changed_model(changed), self._network, self._asked_shape, self.sha256)
+
+    def changed_model(self, changed: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+        """The file's content with the tensors ``changed`` in the place of its own; nothing else differs."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        left = set(changed)
+        for tensor in model.graph.initializer:
+            if tensor.name in changed:
+                left.discard(tensor.name)
+                tensor.CopyFrom(_replacement(tensor, changed[tensor.name]))
+        for node in model.graph.node:
+            if node.op_type == "Constant" and node.output[0] in changed:
+                left.discard(node.output[0])
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        attribute.t.CopyFrom(_replacement(attribute.t, changed[node.output[0]]))
+        if left:
+            raise InputError(f"{self._network} has no tensors named {', '.join(sorted(left))}.")
+        return model
 
     def _run(
         self, session: onnxruntime.InferenceSession, names: list[str], batch: np.ndarray
@@ -138,6 +177,11 @@ class OnnxNetwork:
                 keeps = value.ndim > 0 and value.shape[0] == batch
                 shapes[name] = tuple(value.shape[1:]) if keeps else None
         return shapes
+
+
+def _replacement(old: onnx.TensorProto, value: np.ndarray) -> onnx.TensorProto:
+    kind = onnx.helper.tensor_dtype_to_np_dtype(old.data_type)
+    return numpy_helper.from_array(np.ascontiguousarray(value, dtype=kind), old.name)
 
 
 def _limit_memory(size: int) -> None:
@@ -223,6 +267,7 @@ class _Translator:
         self._network = network
         self._source = source
         self._constants: dict[str, np.ndarray] = {}
+        self.own: dict[str, np.ndarray] = {}  # the network's own tensors of floats
         self._roots: dict[str, frozenset[str]] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
 
@@ -249,6 +294,7 @@ class _Translator:
         if value.ndim > 0 and value.dtype.kind == "f":
             self._roots[name] = frozenset({name})
             self._sizes[name] = (int(np.count_nonzero(value)), int(value.size))
+            self.own[name] = value
 
     def _fold(self) -> None:
         """Compute every node that does not depend on the input."""

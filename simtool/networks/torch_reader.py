@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import operator as operator_module
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,48 +20,55 @@ from simtool.errors import InputError, UnsupportedOperator
 from simtool.importing import describe
 from simtool.networks import patterns, torch_layers, torch_ops
 from simtool.networks.graph import Graph
-from simtool.networks.network import Recorded, collect, shaped, wanted_tensors
+from simtool.networks.network import Recorded, shaped
 from simtool.networks.operators import Dense, Diagonal, signature
+from simtool.networks.outline import Outline, outline
 from simtool.networks.program import Op, Program
-from simtool.networks.symbolic import Interpreter
 from simtool.networks.tracing import trace
 
 log = logging.getLogger("simtool")
 
 
 class TorchNetwork:
-    """A PyTorch network with its graph; ``run`` records every activation's input and output."""
+    """A PyTorch network as it was understood; ``run`` records every activation's input and output."""
 
     def __init__(
         self,
         exported: torch.export.ExportedProgram,
-        graph: Graph,
+        constants: dict[str, torch.Tensor],
+        found: Outline,
         dtype: torch.dtype,
         description: dict[str, Any],
     ) -> None:
-        self._module = exported.graph_module
         self._exported = exported
-        self._wanted = frozenset(wanted_tensors(graph))
+        self._constants = constants
         self._dtype = dtype
-        self._constants = _constants(exported)
-        self.graph = graph
+        self.outline = found
         self.description = description
-        self.sha256 = _fingerprint(exported, graph)
+        self.sha256 = _fingerprint(constants, found)
+
+    @property
+    def graph(self) -> Graph:
+        return self.outline.graph
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        return self.graph.input_shape
+        return self.outline.input_shape
 
     @property
     def output_size(self) -> int:
-        return self.graph.output_size
+        return self.outline.output_size
 
     def run(self, inputs: np.ndarray) -> Recorded:
         """Run float32 ``inputs`` (k, *input_shape)."""
+        return self.outline.recorded(self.tensors(inputs, self.outline.wanted()))
+
+    def tensors(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """The tensors ``names`` of the program for ``inputs`` (k, *input_shape), each (k, ...)."""
         # torch warns about arrays that are not writable, as batches read from a file are: those are copied.
         array = np.require(shaped(inputs, self.input_shape), requirements=["C", "W"])
         batch = torch.from_numpy(array).to(self._dtype)
-        recorder = _Recorder(self._module, self._wanted)
+        recorder = _Recorder(self._exported.graph_module, frozenset(names))
         arguments = [
             batch if value is None else value for value in _arguments(self._exported, self._constants)
         ]
@@ -72,7 +79,18 @@ class TorchNetwork:
             raise InputError(
                 f"{self.description['network']} failed on a batch of {len(inputs)} samples: {describe(error)}. Check the network."
             ) from error
-        return collect(self.graph, {name: value.numpy() for name, value in recorder.found.items()})
+        return {name: value.numpy() for name, value in recorder.found.items()}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Its own tensors by their names in the state_dict, buffers included."""
+        return {name: value.detach().cpu().numpy() for name, value in self._constants.items()}
+
+    def with_weights(self, changed: Mapping[str, np.ndarray]) -> TorchNetwork:
+        """The same network with the tensors ``changed`` in the place of its own."""
+        constants = dict(self._constants)
+        for name, value in changed.items():
+            constants[name] = torch.from_numpy(np.array(value)).to(constants[name].dtype)
+        return _understood(self._exported, constants, self.input_shape, self._dtype, self.description)
 
 
 class _Recorder(fx.Interpreter):
@@ -103,14 +121,19 @@ def _arguments(
     return [None if spec.kind == user else constants[str(spec.target)].detach() for spec in specs]
 
 
-def _fingerprint(exported: torch.export.ExportedProgram, graph: Graph) -> str:
+def _fingerprint(constants: dict[str, torch.Tensor], found: Outline) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(_constants(exported).items()):
+    for name, value in sorted(constants.items()):
         array = value.detach().cpu().contiguous()
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
-    for use in graph.operators:
+    for use in found.operators:
         digest.update(f"{use.operator} {use.role}\n".encode())
+    if found.whole is None:
+        for op in found.program.ops:
+            digest.update(f"{op.name} {op.inputs} {sorted(op.attributes)}\n".encode())
+        return digest.hexdigest()
+    graph = found.whole
     for node in graph.nodes:
         digest.update(f"{node.name} {node.activation.spec} {node.form.parents}\n".encode())
     digest.update(f"{graph.output.parents} {graph.output_map}".encode())
@@ -179,20 +202,33 @@ def read_exported(
     description: dict[str, Any],
 ) -> TorchNetwork:
     """A network from a functional exported program."""
+    return _understood(exported, _constants(exported), input_shape, dtype, description)
+
+
+def _understood(
+    exported: torch.export.ExportedProgram,
+    constants: dict[str, torch.Tensor],
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    description: dict[str, Any],
+) -> TorchNetwork:
     network = str(description["network"])
-    translator = _Translator(exported, network)
+    translator = _Translator(exported, constants, network)
     program = translator.program()
     patterns.rewrite(program)
-    program.refuse_unknown(network)
-    graph = Interpreter(program, translator.shapes, input_shape).run()
-    return TorchNetwork(exported, graph, dtype, description)
+    own = {name: _array(value) for name, value in constants.items() if value.is_floating_point()}
+    found = outline(program, translator.shapes, own, input_shape, network)
+    return TorchNetwork(exported, constants, found, dtype, description)
 
 
 class _Translator:
     """fx nodes to a :class:`Program`."""
 
-    def __init__(self, exported: torch.export.ExportedProgram, network: str) -> None:
+    def __init__(
+        self, exported: torch.export.ExportedProgram, tensors: dict[str, torch.Tensor], network: str
+    ) -> None:
         self._exported = exported
+        self._tensors = tensors
         self._network = network
         self._constants: dict[str, torch.Tensor] = {}
         self._roots: dict[str, frozenset[str]] = {}
@@ -217,7 +253,6 @@ class _Translator:
 
     def _inputs(self) -> str:
         user = torch.export.graph_signature.InputKind.USER_INPUT
-        tensors = _constants(self._exported)
         sources = []
         specs = self._exported.graph_signature.input_specs
         placeholders = [node for node in self._exported.graph.nodes if node.op == "placeholder"]
@@ -226,7 +261,7 @@ class _Translator:
                 sources.append(node.name)
                 self.shapes[node.name] = _sample_shape(node.meta["val"])
             else:
-                self._root(node.name, str(spec.target), tensors[str(spec.target)])
+                self._root(node.name, str(spec.target), self._tensors[str(spec.target)])
         if len(sources) != 1:
             raise UnsupportedOperator(f"{self._network} takes {len(sources)} inputs; exactly one is needed.")
         return sources[0]

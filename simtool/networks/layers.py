@@ -1,0 +1,309 @@
+"""The linear layers of a program with their weights shared over positions: rows for any network, whatever lies between.
+
+Only the operators with weights are looked at; what feeds a layer and what it gives is recorded while the network runs. So the rest of
+the network may be anything that its own runtime computes (attention, layer norms, gates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+from simtool.layers import LayerSpec
+from simtool.networks.operators import Shape, Window
+from simtool.networks.program import Op, Program
+from simtool.networks.symbolic.layers import windows_of
+
+
+@dataclass(frozen=True)
+class Use:
+    """One operator that a layer stands for: the tensors it reads and gives, and for a convolution its windows."""
+
+    op: Op
+    source: str
+    result: str
+    in_shape: Shape
+    out_shape: Shape
+    windows: tuple[Window, ...] = ()
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """(places, taps): for every place of the result, which place of the source each tap sees, -1 for none (padding)."""
+        table = np.zeros((1, 1), dtype=np.int64)
+        for window in self.windows:
+            axis = window.seen()
+            wide = table[:, None, :, None] * window.size + axis[None, :, None, :]
+            lost = (table < 0)[:, None, :, None] | (axis < 0)[None, :, None, :]
+            table = np.where(lost, -1, wide).reshape(table.shape[0] * axis.shape[0], -1)
+        return table
+
+    @cached_property
+    def seen_transposed(self) -> np.ndarray:
+        """The same for a transposed convolution, whose result is the image: (pixels, taps) to places of its source."""
+        forward = self.seen
+        pixels = prod(window.size for window in self.windows)
+        table = np.full((pixels, forward.shape[1]), -1, dtype=np.int64)
+        place, tap = np.nonzero(forward >= 0)
+        table[forward[place, tap], tap] = place
+        return table
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer and its uses; ``weight`` and ``bias`` are the network's own tensors."""
+
+    spec: LayerSpec
+    uses: tuple[Use, ...]
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The teacher's rows (rows, features)."""
+        return self.spec.matrix(self.weight, self.bias)
+
+    def positions(self, count: Callable[[str], int]) -> int:
+        """Positions of one sample, over all uses; ``count`` says how many samples of a tensor's own a sample holds."""
+        return sum(self._places(use) * count(use.source) for use in self.uses)
+
+    def _places(self, use: Use) -> int:
+        return prod(use.out_shape[:-1]) if self.spec.kind == "linear" else prod(use.out_shape[1:])
+
+    def columns(self, tensors: Mapping[str, np.ndarray], chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Design (features, k * c) and targets (rows, k * c) of k samples at their positions ``chosen`` (k, c).
+
+        ``tensors`` are (k, ...) or, where a tensor holds f samples of its own a sample, (k * f, ...). Positions count through
+        the uses one after another; columns go sample by sample.
+        """
+        spec, k = self.spec, len(chosen)
+        design = np.ones((*chosen.shape, spec.features), dtype=np.float32)
+        targets = np.empty((*chosen.shape, spec.rows), dtype=np.float32)
+        first = 0
+        for use in self.uses:
+            source, result = tensors[use.source], tensors[use.result]
+            factor, places = len(source) // k, self._places(use)
+            sample, at = np.nonzero((chosen >= first) & (chosen < first + factor * places))
+            inner, place = np.divmod(chosen[sample, at] - first, places)
+            first += factor * places
+            row = sample * factor + inner
+            if spec.kind == "linear":
+                values = source.reshape(len(source), places, -1)[row, place]
+                found = result.reshape(len(source), places, -1)[row, place]
+            else:
+                seen = self.spec.kind == "transposed-convolution"
+                table = (use.seen_transposed if seen else use.seen)[place]
+                images = source.reshape(len(source), use.in_shape[0], -1)
+                padded = np.concatenate([images, np.zeros((*images.shape[:2], 1), images.dtype)], axis=2)
+                values = padded[row[:, None], :, table].swapaxes(1, 2).reshape(row.size, -1)
+                found = result.reshape(len(source), use.out_shape[0], -1)[row, :, place]
+            design[sample, at, : values.shape[1]] = values
+            targets[sample, at] = found
+        return design.reshape(-1, spec.features).T, targets.reshape(-1, spec.rows).T
+
+
+@dataclass(frozen=True)
+class Found:
+    """The layers of a network, and for every operator with weights that is none of them the reason why."""
+
+    layers: tuple[Layer, ...]
+    left: tuple[tuple[Op, str], ...]
+
+
+@dataclass
+class _Finder:
+    program: Program
+    shapes: Mapping[str, Shape | None]
+    tensors: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        self.readers: dict[str, list[Op]] = {}
+        self.producers = {op.output: op for op in self.program.ops}
+        for op in self.program.ops:
+            for name in op.inputs:
+                self.readers.setdefault(name, []).append(op)
+
+    def find(self) -> Found:
+        groups: dict[tuple[object, ...], list[tuple[LayerSpec, Use]]] = {}
+        left: list[tuple[Op, str]] = []
+        for op in self.program.ops:
+            if op.kind not in ("linear", "matmul", "convolution") or len(op.inputs) < 2:
+                continue
+            if op.inputs[1] not in self.program.constants:
+                continue  # the product of two values
+            try:
+                spec, use = self._one(op)
+            except ValueError as error:
+                left.append((op, str(error)))
+                continue
+            key = (spec.weight, spec.start, spec.bias, spec.kind, spec.groups, spec.alpha, spec.beta)
+            groups.setdefault(key, []).append((spec, use))
+        taken: list[tuple[LayerSpec, tuple[Use, ...]]] = []
+        for members in groups.values():
+            why = self._shared_elsewhere(members)
+            if why:
+                left += [(use.op, why) for _, use in members]
+                continue
+            spec = members[0][0]
+            reads, gives = (
+                any(getattr(s, name) for s, _ in members) for name in ("reads_input", "is_output")
+            )
+            changed = {**spec.__dict__, "reads_input": reads, "is_output": gives}
+            taken.append((LayerSpec(**changed), tuple(use for _, use in members)))
+        layers = []
+        for spec, uses in taken:
+            bias = None if spec.bias is None else self.tensors[spec.bias]
+            layers.append(Layer(spec, uses, self.tensors[spec.weight], bias))
+        return Found(tuple(layers), tuple(left))
+
+    def _one(self, op: Op) -> tuple[LayerSpec, Use]:
+        source, weight = op.inputs[:2]
+        result, bias = op.output, op.inputs[2] if len(op.inputs) > 2 else None
+        in_shape, out_shape = self._shape(source), self._shape(result)
+        if 0 in (*in_shape, *out_shape):
+            raise ValueError("it has the width 0")
+        root = self._root(weight)
+        stored, constant = self.tensors[root], self.program.constants[weight]
+        alpha, beta = (float(op.attributes.get(name, 1.0)) for name in ("alpha", "beta"))
+        if not (alpha and beta and np.isfinite(alpha) and np.isfinite(beta)):
+            raise ValueError(f"it multiplies its weights by {alpha} and {beta}")
+        rows_first, start, groups = True, 0, 1
+        windows: tuple[Window, ...] = ()
+        if op.kind == "convolution":
+            kind = "transposed-convolution" if op.attributes["transposed"] else "convolution"
+            if stored.shape != constant.shape or not np.array_equal(stored, constant):
+                raise ValueError("its kernel is computed from the network's weights")
+            groups = int(op.attributes["groups"])
+            image, places = (out_shape, in_shape) if op.attributes["transposed"] else (in_shape, out_shape)
+            windows = windows_of(op.attributes, image[1:], places[1:], constant.shape[2:])
+            rows = out_shape[0]
+            fan_in = constant.size // rows
+        else:
+            kind = "linear"
+            table = constant if op.kind == "linear" else constant.T
+            if table.ndim != 2 or table.shape[1] != in_shape[-1] or table.shape[0] != out_shape[-1]:
+                raise ValueError(f"a weight of shape {constant.shape} takes {in_shape} to {out_shape}")
+            rows_first, start = _place(stored, table)
+            rows, fan_in = table.shape
+            if bias is None:
+                result, bias = self._added(op, rows)
+        bias_root: str | None = None
+        bias_shape: Shape = ()
+        if bias is not None:
+            bias_root = self._root(bias)
+            bias_shape = tuple(int(size) for size in self.tensors[bias_root].shape)
+            flat, own = self.tensors[bias_root].reshape(-1), self.program.constants[bias].reshape(-1)
+            if own.size != rows or not np.array_equal(flat[start : start + rows], own):
+                raise ValueError("its bias is computed from the network's weights")
+        name = root.removesuffix(".weight") + (
+            f"[{start}:{start + rows}]" if rows != self._rows(stored, rows_first, kind, groups) else ""
+        )
+        spec = LayerSpec(
+            name=name,
+            kind=kind,
+            weight=root,
+            weight_shape=tuple(int(size) for size in stored.shape),
+            rows_first=rows_first,
+            start=start,
+            alpha=alpha,
+            bias=bias_root,
+            bias_shape=bias_shape,
+            beta=beta,
+            rows=int(rows),
+            groups=groups,
+            fan_in=int(fan_in),
+            reads_input=self._passed(source) == self.program.input,
+            is_output=result in self._outputs,
+            columns=1,
+        )
+        return spec, Use(op, source, result, in_shape, out_shape, windows)
+
+    @staticmethod
+    def _rows(stored: np.ndarray, rows_first: bool, kind: str, groups: int) -> int:
+        if kind == "linear":
+            return int(stored.shape[0] if rows_first else stored.shape[1])
+        return int(stored.shape[1] * groups if kind == "transposed-convolution" else stored.shape[0])
+
+    def _shape(self, name: str) -> Shape:
+        shape = self.shapes.get(name)
+        if not shape:
+            raise ValueError(f"the samples of {name} cannot be told apart")
+        return shape
+
+    def _root(self, name: str) -> str:
+        roots = self.program.roots.get(name, frozenset())
+        if len(roots) != 1 or next(iter(roots)) not in self.tensors:
+            raise ValueError(f"{name} is computed from {len(roots)} of the network's weights, one is needed")
+        return next(iter(roots))
+
+    def _added(self, op: Op, rows: int) -> tuple[str, str | None]:
+        """The result and the bias of a matrix product that only an addition of a vector of parameters reads."""
+        readers = self.readers.get(op.output, [])
+        if len(readers) == 1 and readers[0].kind == "add" and self.program.output != op.output:
+            add = readers[0]
+            other = next((name for name in add.inputs if name != op.output), None)
+            value = self.program.constants.get(other) if other is not None else None
+            roots = self.program.roots.get(other or "", frozenset())
+            plain = float(add.attributes.get("alpha", 1.0)) == 1.0
+            if (
+                value is not None
+                and value.size == rows
+                and value.shape[-1:] == (rows,)
+                and len(roots) == 1
+                and plain
+            ):
+                return add.output, other
+        return op.output, None
+
+    def _passed(self, name: str) -> str:
+        """``name`` without the operators before it that change no value."""
+        while (op := self.producers.get(name)) is not None and op.kind in ("pass", "permute", "swap"):
+            name = op.inputs[0]
+        return name
+
+    @cached_property
+    def _outputs(self) -> set[str]:
+        """The tensors that are the network's output but for an output map."""
+        name, found = self.program.output, {self.program.output}
+        while (op := self.producers.get(name)) is not None and op.kind in ("pass", "map"):
+            name = op.inputs[0]
+            found.add(name)
+        if op is not None and op.kind == "activation" and op.attributes["activation"].name == "sigmoid":
+            found.add(op.inputs[0])
+        return found
+
+    def _shared_elsewhere(self, members: list[tuple[LayerSpec, Use]]) -> str | None:
+        """Why a weight that other operators read too (tied embeddings) is not replaced."""
+        own = {id(use.op) for _, use in members}
+        spec = members[0][0]
+        for constant, roots in self.program.roots.items():
+            if spec.weight not in roots:
+                continue
+            for op in self.readers.get(constant, []):
+                if id(op) in own or op.kind in ("linear", "matmul", "convolution"):
+                    continue
+                return f"its weight {spec.weight} is read by {op.title} too"
+        return None
+
+
+def _place(stored: np.ndarray, table: np.ndarray) -> tuple[bool, int]:
+    """How ``table`` (rows, features) lies in the network's tensor: (rows first, first row). Raises ValueError."""
+    for rows_first, whole in ((True, stored), (False, stored.T)):
+        if whole.ndim != 2 or whole.shape[1] != table.shape[1] or whole.shape[0] < table.shape[0]:
+            continue
+        starts = np.flatnonzero((whole == table[0]).all(axis=1))
+        starts = starts[starts + table.shape[0] <= whole.shape[0]]
+        fitting = [int(s) for s in starts if np.array_equal(whole[s : s + table.shape[0]], table)]
+        if len(fitting) == 1:
+            return rows_first, fitting[0]
+    raise ValueError("its weight is computed from the network's weights")
+
+
+def find_layers(
+    program: Program, shapes: Mapping[str, Shape | None], tensors: Mapping[str, np.ndarray]
+) -> Found:
+    """The layers of ``program``; ``shapes`` are those of one sample of each tensor, ``tensors`` the network's own weights."""
+    return _Finder(program, shapes, tensors).find()
