@@ -259,14 +259,14 @@ def test_broken_recording_is_noticed(tmp_path: Path, data: str, monkeypatch: pyt
         record = honest(graph, tensors)
         return network.Recorded(record.z, record.x, record.y + 0.01)
 
-    from simtool.networks import torch_reader
+    from simtool.networks import outline
 
-    monkeypatch.setattr(torch_reader, "collect", overwritten)
+    monkeypatch.setattr(outline, "collect", overwritten)
     with pytest.raises(InputError, match=r"X = phi\(Z\) fails for block silu_2"):
         extract(spec("silu"), data, output=tmp_path / "s.h5")
     with pytest.raises(InputError, match="do not give what it computes for relu_2"):
         extract(spec("relu"), data, output=tmp_path / "s.h5")
-    monkeypatch.setattr(torch_reader, "collect", shifted)
+    monkeypatch.setattr(outline, "collect", shifted)
     with pytest.raises(InputError, match="for the output"):
         extract(spec("relu"), data, output=tmp_path / "s.h5")
 
