@@ -34,10 +34,11 @@ class Activation:
     Attributes
     ----------
     name : the family, for instance ``leaky_relu``
-    parameter : the slope of leaky_relu, alpha of elu, beta of softplus; None elsewhere
+    parameter : the slope of leaky_relu, alpha of elu, beta of softplus, the bound of clip and square; None elsewhere
     lipschitz : an upper bound of |phi'|
     unit_slopes : all slopes lie in [0, 1]
     homogeneous : phi(a z) = a phi(z) for a >= 0
+    bound : an upper bound of |phi|; infinite where there is none
     """
 
     name: str
@@ -47,6 +48,7 @@ class Activation:
     homogeneous: bool
     _value: Callable[[Array], Array] = field(repr=False, compare=False)
     _slope: Callable[[Array], Array] = field(repr=False, compare=False)
+    bound: float = float("inf")
 
     @property
     def spec(self) -> str:
@@ -107,11 +109,11 @@ def _leaky_relu(slope: float) -> Activation:
 
 
 def _tanh() -> Activation:
-    return Activation("tanh", None, 1.0, True, False, np.tanh, lambda z: 1.0 - np.tanh(z) ** 2)
+    return Activation("tanh", None, 1.0, True, False, np.tanh, lambda z: 1.0 - np.tanh(z) ** 2, bound=1.0)
 
 
 def _sigmoid() -> Activation:
-    return Activation("sigmoid", None, 0.25, True, False, expit, lambda z: expit(z) * expit(-z))
+    return Activation("sigmoid", None, 0.25, True, False, expit, lambda z: expit(z) * expit(-z), bound=1.0)
 
 
 def _elu(alpha: float) -> Activation:
@@ -150,6 +152,34 @@ def _softplus(beta: float) -> Activation:
     )
 
 
+def _clip(bound: float) -> Activation:
+    """z cut off at +-bound (the hard tanh)."""
+    return Activation(
+        "clip",
+        bound,
+        1.0,
+        True,
+        False,
+        lambda z: np.clip(z, -bound, bound),
+        lambda z: (np.abs(z) < bound) * 1.0,
+        bound=bound,
+    )
+
+
+def _square(bound: float) -> Activation:
+    """z^2 for |z| <= bound and bound^2 beyond: a square alone has no Lipschitz constant. Slopes lie in +-2 bound."""
+    return Activation(
+        "square",
+        bound,
+        2.0 * bound,
+        False,
+        False,
+        lambda z: np.minimum(np.abs(z), bound) ** 2,
+        lambda z: np.where(np.abs(z) < bound, 2.0 * z, 0.0),
+        bound=bound * bound,
+    )
+
+
 _PLAIN: dict[str, Callable[[], Activation]] = {
     "identity": _identity,
     "relu": _relu,
@@ -163,12 +193,18 @@ _WITH_PARAMETER: dict[str, tuple[Callable[[float], Activation], float]] = {
     "leaky_relu": (_leaky_relu, 0.01),
     "elu": (_elu, 1.0),
     "softplus": (_softplus, 1.0),
+    "clip": (_clip, 1.0),
+    "square": (_square, 1.0),
 }
+_POSITIVE_PARAMETER = ("softplus", "clip", "square")
 NAMES = tuple(sorted([*_PLAIN, *_WITH_PARAMETER]))
 
 
 def make(name: str, parameter: float | None = None) -> Activation:
-    """The activation called ``name``; ``parameter`` only for leaky_relu, elu and softplus (default as in PyTorch)."""
+    """The activation called ``name``; ``parameter`` only for leaky_relu, elu, softplus, clip and square.
+
+    Its default is PyTorch's, and the bound 1 for clip and square.
+    """
     if name in _PLAIN:
         if parameter is not None:
             raise OptionError(f"activation {name} takes no parameter, got {parameter!r}. Leave it out.")
@@ -176,9 +212,10 @@ def make(name: str, parameter: float | None = None) -> Activation:
     if name in _WITH_PARAMETER:
         build, default = _WITH_PARAMETER[name]
         value = default if parameter is None else float(parameter)
-        if not np.isfinite(value) or (name == "softplus" and value <= 0):
+        positive = name in _POSITIVE_PARAMETER
+        if not np.isfinite(value) or (positive and value <= 0):
             raise OptionError(
-                f"the parameter of {name} must be finite (softplus: above 0), got {parameter!r}."
+                f"the parameter of {name} must be finite{' and above 0' if positive else ''}, got {parameter!r}."
             )
         return build(value)
     raise OptionError(f"unknown activation {name!r}; known are {', '.join(NAMES)}.")

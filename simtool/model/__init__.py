@@ -2,10 +2,14 @@
 
 from simtool.model.adjoint import input_gradient, output_sensitivity, state_sensitivity
 from simtool.model.bounds import rho, sensitivity_norm
+from simtool.model.cascade_scaling import scaled_cascade
 from simtool.model.certificates import KINDS, CertificateTable
+from simtool.model.composition import affine, affine_map, cascade, concatenate, parallel_sum
+from simtool.model.feedback_loops import feedback, feedback_pair, loop_gain
 from simtool.model.files import load_model, model_path, save_model
 from simtool.model.forward import FixedPoint, Forward
 from simtool.model.implicit import ImplicitModel
+from simtool.model.multiplication import elementwise, multiply, output_bound
 from simtool.model.wellposed import ComponentVerdict, Verdict
 
 __all__ = [
@@ -16,12 +20,24 @@ __all__ = [
     "Forward",
     "ImplicitModel",
     "Verdict",
+    "affine",
+    "affine_map",
+    "cascade",
+    "concatenate",
+    "elementwise",
+    "feedback",
+    "feedback_pair",
     "input_gradient",
     "load_model",
+    "loop_gain",
     "model_path",
+    "multiply",
+    "output_bound",
     "output_sensitivity",
+    "parallel_sum",
     "rho",
     "save_model",
+    "scaled_cascade",
     "sensitivity_norm",
     "state_sensitivity",
 ]
