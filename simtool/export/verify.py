@@ -1,0 +1,67 @@
+"""Whether an exported file says what the model says: on random inputs, and on the corners of the inputs' range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from simtool.errors import InputError
+from simtool.model import ImplicitModel
+
+TOLERANCE = 1e-5  # of |y - y'| / max(1, |y|)
+_RANDOM, _CORNERS = 48, 12
+
+
+def probes(model: ImplicitModel, seed: int = 0) -> np.ndarray:
+    """Float32 inputs (k, *input_shape) within the range that the model was made on, or [-1, 1] where it is not known.
+
+    Random ones, random corners of the range, and its two ends, its middle and zero everywhere.
+    """
+    low, high = -1.0, 1.0
+    known = model.header_extra.get("input_range")
+    if isinstance(known, list | tuple) and len(known) == 2:
+        ends = [float(end) if isinstance(end, int | float) else np.nan for end in known]
+        if np.isfinite(ends).all() and ends[0] < ends[1]:
+            low, high = ends
+    rng = np.random.default_rng(seed)
+    size = model.p - int(model.has_bias)
+    constant = np.array([low, high, 0.5 * (low + high), 0.0])[:, None]
+    flat = np.concatenate(
+        [
+            rng.uniform(low, high, (_RANDOM, size)),
+            np.where(rng.random((_CORNERS, size)) < 0.5, low, high),
+            np.repeat(constant, size, axis=1),
+        ]
+    )
+    return flat.astype(np.float32).reshape(-1, *model.input_shape)
+
+
+def difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """max |expected - found| / max(1, |expected|); infinite where shapes differ or a value is not finite."""
+    if expected.shape != found.shape or not np.isfinite(found).all():
+        return float("inf")
+    error = np.abs(expected - found) / np.maximum(1.0, np.abs(expected))
+    return float(error.max(initial=0.0))
+
+
+def verify(
+    path: Path, model: ImplicitModel, inputs: np.ndarray, run: Callable[[np.ndarray], np.ndarray]
+) -> float:
+    """The largest difference between ``run``, which executes the file ``path``, and ``model.predict`` on ``inputs``.
+
+    The samples are run together, and the first one alone: an export may not depend on the size of a batch. Raises
+    InputError where they differ by more than TOLERANCE.
+    """
+    expected = model.predict(inputs)
+    worst = difference(expected, np.asarray(run(inputs), dtype=np.float64))
+    if len(inputs) > 1:
+        worst = max(worst, difference(expected[:1], np.asarray(run(inputs[:1]), dtype=np.float64)))
+    if worst > TOLERANCE:
+        raise InputError(
+            f"{path.name} does not compute what the model computes: outputs differ by {worst:.3g} relative to max(1, |y|), "
+            f"allowed are {TOLERANCE:g}. The file is not kept. Rounding to float32 can be the cause: export with --dtype "
+            "float64, and check the scale of the weights."
+        )
+    return worst
