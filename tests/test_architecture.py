@@ -56,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"hdf5"},
     "networks": {"model", "hdf5"},
     "rescale": {"networks", "model"},
+    "inference": {"model"},
     "engines": set(),
     "export": {"model", "hdf5"},
     # above both
@@ -67,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     # measures all of it; nothing imports it but the command line
     "bench": {
         *("penalty", "row_space", "design", "problem", "certificate", "solvers"),
-        *("stages", "states", "data", "networks", "model"),
+        *("stages", "states", "data", "networks", "model", "inference"),
     },
     "cli": {"stages", "engines", "report", "networks", "model", "demo", "bench"},
     "demo": {"stages", "report", "networks", "data"},
