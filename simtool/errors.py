@@ -4,6 +4,7 @@ SimtoolError                  anything below; its message names the fault, the v
  |                            allowed and what to do
  +-- InputError               a file, array or network that cannot be used as given
  |    +-- FormatError         a file that is foreign, truncated, tampered with or of a newer format
+ |    +-- NoImplicitForm      a model file that holds sparse layers alone
  |    +-- UnsupportedOperator a network holds an operator that cannot become rows or activations
  +-- OptionError              an option or argument outside its allowed range
  |    +-- SpecChanged         a run folder belongs to another specification
@@ -28,6 +29,10 @@ class InputError(SimtoolError):
 
 class FormatError(InputError):
     """A file that is foreign, truncated, tampered with, or written by a newer format."""
+
+
+class NoImplicitForm(InputError):
+    """A model file holds the sparse layers of a network, and no A, B, C, D."""
 
 
 class UnsupportedOperator(InputError):

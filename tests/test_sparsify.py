@@ -68,7 +68,7 @@ def test_shards_partition_the_rows(structure: str, samples: int) -> None:
         Block("b", make("relu"), 0, 100, (100,), ("a", BIAS)),
         Block("a", make("relu"), 100, 33, (33,), (INPUT, BIAS)),
     )
-    pieces = shards(row_groups(structure, blocks, ("b", BIAS), p=9, q=5, has_bias=True), samples)
+    pieces = shards(row_groups(structure, blocks, ("b", BIAS), p=9, q=5, has_bias=True), [samples])
     rows = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
     assert rows.tolist() == list(range(138))
     assert max(piece.stop - piece.start for piece in pieces) <= SHARD_ROWS_MOST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,6 +33,19 @@ from simtool.cli.output import common_options, emit, progress_for
     "--batch-size", type=int, help="Samples at a time. [default: what fits into 32 MiB, at most 1024]"
 )
 @click.option(
+    "--blocks",
+    multiple=True,
+    metavar="GLOB",
+    help="Blocks whose states are stored (for `dag` and `free`); `none` for none. Repeatable. [default: all; of a network with "
+    "shared weights only where they take less than 4 GiB]",
+)
+@click.option(
+    "--positions",
+    type=int,
+    help="Positions of each sample that become columns of a layer with shared weights. [default: what gives 10 000 columns, or 16 "
+    "for each feature of a row]",
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The states file (.h5) to write."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing states file.")
@@ -49,6 +63,8 @@ def command(
     rescale: str,
     gamma: float,
     batch_size: int | None,
+    blocks: tuple[str, ...],
+    positions: int | None,
     output: Path,
     overwrite: bool,
     as_json: bool,
@@ -69,6 +85,8 @@ def command(
         rescale=rescale,
         gamma=gamma,
         batch_size=batch_size,
+        blocks=blocks or None,
+        positions=positions,
         output=output,
         overwrite=overwrite,
         progress=progress_for(quiet),
@@ -79,9 +97,26 @@ def command(
             f"{result['samples']} samples, {result['inputs']} inputs with the bias, {result['states']} states, "
             f"{result['outputs']} outputs (last hidden layer first):",
             *lines,
-            f"||A||_inf {result['norm_a_inf']:.4g} (rescale {result['rescale']}), largest relative error of X = phi(Z) "
+            *_layers(result),
+            f"||A||_inf {_number(result['norm_a_inf'])} (rescale {result['rescale']}), largest relative error of X = phi(Z) "
             f"{result['max_reconstruction_error']:.2g}",
             f"{result['output']}: {result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s",
         ]
     )
     emit(result, as_json, human)
+
+
+def _number(value: float | None) -> str:
+    return "not known (not all states are stored)" if value is None else f"{value:.4g}"
+
+
+def _layers(result: dict[str, Any]) -> list[str]:
+    """The layers whose weights are shared over positions."""
+    if not result["layers"]:
+        return []
+    width = max(len(layer["name"]) for layer in result["layers"])
+    return ["layers of shared weights, whose rows are fitted on positions as samples:"] + [
+        f"  {layer['name']:<{width}}  {layer['rows']:>5} rows of {layer['features'] // layer['groups']:>5} features, "
+        f"{layer['columns']} columns of {layer['positions']} positions a sample"
+        for layer in result["layers"]
+    ]

@@ -110,6 +110,11 @@ class ObjectiveType(click.ParamType):
 @click.option(
     "--weight-samples", type=click.Path(), metavar="FILE", help="Weights of the samples in the loss, a .npy."
 )
+@click.option(
+    "--untied",
+    is_flag=True,
+    help="Of layers whose weights are shared over positions (convolutions), fit every position's row by itself, not one row a channel.",
+)
 @engine_options("process")
 @click.option(
     "--dry-run", is_flag=True, help="Print what the run would take in time, memory and disk; write nothing."
@@ -176,12 +181,7 @@ def describe(result: dict[str, Any]) -> str:
         ),
         (
             "||A||inf",
-            f"{result['norm_a_inf']:.4g}"
-            + (
-                f" rescaled, {result['norm_a_inf_raw']:.4g} as stored"
-                if result["norm_a_inf"] != result["norm_a_inf_raw"]
-                else ""
-            ),
+            _norms(result),
         ),
         *(
             [
@@ -202,6 +202,13 @@ def describe(result: dict[str, Any]) -> str:
         ("model", result["model"]),
     ]
     return table(lines)
+
+
+def _norms(result: dict[str, Any]) -> str:
+    if result["norm_a_inf"] is None:
+        return "none: rows of layers, in a network that has no implicit form (or too large a one)"
+    raw = f" rescaled, {result['norm_a_inf_raw']:.4g} as stored"
+    return f"{result['norm_a_inf']:.4g}" + (raw if result["norm_a_inf"] != result["norm_a_inf_raw"] else "")
 
 
 def describe_estimate(found: dict[str, Any]) -> str:

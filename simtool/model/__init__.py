@@ -6,14 +6,17 @@ from simtool.model.cascade_scaling import scaled_cascade
 from simtool.model.certificates import KINDS, CertificateTable
 from simtool.model.composition import affine, affine_map, cascade, concatenate, parallel_sum
 from simtool.model.feedback_loops import feedback, feedback_pair, loop_gain
-from simtool.model.files import load_model, model_path, save_model
+from simtool.model.files import load_layers, load_model, model_path, save_model
 from simtool.model.forward import FixedPoint, Forward
 from simtool.model.implicit import ImplicitModel
+from simtool.model.layered import SparseLayers
 from simtool.model.multiplication import elementwise, multiply, output_bound
 from simtool.model.wellposed import ComponentVerdict, Verdict
 
 __all__ = [
     "KINDS",
+    "SparseLayers",
+    "load_layers",
     "CertificateTable",
     "ComponentVerdict",
     "FixedPoint",

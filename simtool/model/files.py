@@ -11,9 +11,11 @@ from scipy import sparse
 
 from simtool import blocks as blocks_module
 from simtool import hdf5
-from simtool.errors import FormatError, InputError
+from simtool.errors import FormatError, InputError, NoImplicitForm
+from simtool.layers import from_json as layers_from_json
 from simtool.model.certificates import CertificateTable
 from simtool.model.implicit import ImplicitModel
+from simtool.model.layered import SparseLayers
 
 _MATRICES = ("A", "B", "C", "D")
 _VECTORS = ("scaling", "scale")
@@ -32,11 +34,60 @@ def _write_matrix(file: h5py.File, name: str, matrix: sparse.csr_array) -> None:
     hdf5.write_array(group, "indptr", matrix.indptr.astype(np.int64))
 
 
-def save_model(model: ImplicitModel, path: Path, overwrite: bool = False) -> Path:
-    """Write ``model`` to ``path``. Raises OutputError if it exists (without ``overwrite``) or cannot be written."""
+def save_model(
+    model: ImplicitModel | None, path: Path, overwrite: bool = False, layers: SparseLayers | None = None
+) -> Path:
+    """Write ``model`` to ``path``, and the sparse ``layers`` of the network it is the implicit form of; one of them may be None.
+
+    Raises OutputError if it exists (without ``overwrite``) or cannot be written.
+    """
     if not overwrite:
         hdf5.writable_target(path, overwrite)
-    header = {
+    header = {} if model is None else _header(model)
+    if layers is not None:
+        header["layers"] = _layers_header(layers)
+    with hdf5.create(path, "model") as file:
+        hdf5.write_header(file, header)
+        if model is not None:
+            for name in _MATRICES:
+                _write_matrix(file, name, getattr(model, name))
+            for name in _VECTORS:
+                vector = getattr(model, name)
+                if vector is not None:
+                    hdf5.write_array(file, name, vector)
+            _write_certificates(file, model.certificates)
+        if layers is not None:
+            for index, matrix in enumerate(layers.matrices):
+                _write_matrix(file, f"layers/{index}", matrix)
+            _write_certificates(file["layers"], layers.certificates)
+    return path
+
+
+def _write_certificates(place: h5py.Group, table: CertificateTable | None) -> None:
+    if table is None:
+        return
+    group = place.create_group("certificates")
+    for column in CertificateTable.columns():
+        array = getattr(table, column)
+        hdf5.write_array(group, column, array.astype(np.uint8) if array.dtype == np.bool_ else array)
+
+
+def _layers_header(layers: SparseLayers) -> dict[str, Any]:
+    return {
+        "layers": [layer.to_json() for layer in layers.layers],
+        "carried_nnz": int(layers.carried_nnz),
+        "baseline_nnz": int(layers.baseline_nnz),
+        "baseline_bytes": int(layers.baseline_bytes),
+        "input_shape": list(layers.input_shape),
+        "outputs": int(layers.outputs),
+        "output_map": layers.output_map,
+        "fingerprints": layers.fingerprints,
+        "extra": layers.header_extra,
+    }
+
+
+def _header(model: ImplicitModel) -> dict[str, Any]:
+    return {
         "blocks": blocks_module.to_json(model.blocks),
         "output_parents": list(model.output_parents),
         "output_map": model.output_map,
@@ -47,21 +98,9 @@ def save_model(model: ImplicitModel, path: Path, overwrite: bool = False) -> Pat
         "baseline_nnz": int(model.baseline_nnz),
         "baseline_bytes": int(model.baseline_bytes),
         "extra": model.header_extra,
+        # Only of a form whose weights are shared: the rows repeat them.
+        **({} if model.parameters_nnz is None else {"parameters_nnz": int(model.parameters_nnz)}),
     }
-    with hdf5.create(path, "model") as file:
-        hdf5.write_header(file, header)
-        for name in _MATRICES:
-            _write_matrix(file, name, getattr(model, name))
-        for name in _VECTORS:
-            vector = getattr(model, name)
-            if vector is not None:
-                hdf5.write_array(file, name, vector)
-        if model.certificates is not None:
-            group = file.create_group("certificates")
-            for column in CertificateTable.columns():
-                array = getattr(model.certificates, column)
-                hdf5.write_array(group, column, array.astype(np.uint8) if array.dtype == np.bool_ else array)
-    return path
 
 
 def _array(group: h5py.Group, name: str, path: Path, kinds: str) -> np.ndarray:
@@ -106,10 +145,10 @@ def _read_matrix(file: h5py.File, name: str, path: Path) -> sparse.csr_array:
     return sparse.csr_array((data.astype(np.float64), indices, indptr), shape=(rows, columns))
 
 
-def _read_certificates(file: h5py.File, path: Path) -> CertificateTable | None:
-    if "certificates" not in file:
+def _read_certificates(place: h5py.Group, path: Path) -> CertificateTable | None:
+    if "certificates" not in place:
         return None
-    group = file["certificates"]
+    group = place["certificates"]
     if not isinstance(group, h5py.Group):
         raise FormatError(f"{path}: 'certificates' must be a group.")
     # Files written before rows had a status lack that column.
@@ -146,6 +185,11 @@ def load_model(path: str | Path) -> ImplicitModel:
     with hdf5.open_checked(source, "model") as file:
         hdf5.verify_content(source, file)
         header = hdf5.read_header(file, source)
+        if "blocks" not in header and "layers" in header:
+            raise NoImplicitForm(
+                f"{source} holds sparse layers of a network that has no implicit form of its own (or too large a one). Pass the network: "
+                "--baseline NETWORK to evaluate, --network NETWORK to export."
+            )
         try:
             matrices = {name: _read_matrix(file, name, source) for name in _MATRICES}
             vectors = {name: _array(file, name, source, "f") for name in _VECTORS if name in file}
@@ -164,11 +208,47 @@ def load_model(path: str | Path) -> ImplicitModel:
                 baseline_nnz=int(header["baseline_nnz"]),
                 baseline_bytes=int(header["baseline_bytes"]),
                 header_extra=dict(header["extra"]),
+                parameters_nnz=None if "parameters_nnz" not in header else int(header["parameters_nnz"]),
             )
         except InputError as error:
             if str(source) in str(error):
                 raise
             raise FormatError(f"{source} holds an impossible model: {error}") from error
+        except hdf5.DAMAGE as error:
+            raise FormatError(
+                f"{source} cannot be read ({type(error).__name__}: {error}). Write it again."
+            ) from error
+
+
+def load_layers(path: str | Path) -> SparseLayers | None:
+    """The sparse layers in a RUN folder or a model.h5, None where it holds none. Raises what :func:`load_model` does."""
+    source = model_path(path)
+    with hdf5.open_checked(source, "model") as file:
+        hdf5.verify_content(source, file)
+        header = hdf5.read_header(file, source)
+        if "layers" not in header:
+            return None
+        try:
+            content = header["layers"]
+            layers = layers_from_json(content["layers"])
+            output_map = content["output_map"]
+            return SparseLayers(
+                layers=layers,
+                matrices=tuple(_read_matrix(file, f"layers/{index}", source) for index in range(len(layers))),
+                certificates=_read_certificates(file["layers"], source) if layers else None,
+                carried_nnz=int(content["carried_nnz"]),
+                baseline_nnz=int(content["baseline_nnz"]),
+                baseline_bytes=int(content["baseline_bytes"]),
+                input_shape=_input_shape(content["input_shape"]),
+                outputs=int(content["outputs"]),
+                output_map=None if output_map is None else str(output_map),
+                fingerprints={str(k): str(v) for k, v in dict(content["fingerprints"]).items()},
+                header_extra=dict(content["extra"]),
+            )
+        except InputError as error:
+            if str(source) in str(error):
+                raise
+            raise FormatError(f"{source} holds impossible layers: {error}") from error
         except hdf5.DAMAGE as error:
             raise FormatError(
                 f"{source} cannot be read ({type(error).__name__}: {error}). Write it again."

@@ -72,6 +72,7 @@ class ImplicitModel:
     fingerprints : sha256 of what the model was made from
     baseline_nnz, baseline_bytes : non-zero explicit parameters of the baseline, and 4 bytes a parameter
     header_extra : more JSON about how the model was made (objective, kappa, input_range)
+    parameters_nnz : non-zero explicit parameters where rows repeat them (weights shared over positions); None: those of M
 
     Raises InputError or FormatError where these do not fit together.
     """
@@ -93,6 +94,7 @@ class ImplicitModel:
     baseline_bytes: int = 0
     structure: str = "free"
     header_extra: dict[str, Any] = field(default_factory=dict)
+    parameters_nnz: int | None = None
 
     def __post_init__(self) -> None:
         for name in "ABCD":
@@ -159,9 +161,14 @@ class ImplicitModel:
         return int(self.A.nnz + self.B.nnz + self.C.nnz + self.D.nnz)
 
     @property
+    def parameters(self) -> int:
+        """Non-zero explicit parameters: those of M, or fewer where its rows share them."""
+        return self.nnz if self.parameters_nnz is None else self.parameters_nnz
+
+    @property
     def sparsity(self) -> float:
-        """1 - nnz / baseline_nnz; negative where the model is larger; NaN without a baseline."""
-        return 1.0 - self.nnz / self.baseline_nnz if self.baseline_nnz else float("nan")
+        """1 - parameters / baseline_nnz; negative where the model is larger; NaN without a baseline."""
+        return 1.0 - self.parameters / self.baseline_nnz if self.baseline_nnz else float("nan")
 
     def row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices (into n + p columns) and values of row ``i`` of M; rows n .. n+q-1 are Y's."""
@@ -292,6 +299,7 @@ class ImplicitModel:
             baseline_bytes=self.baseline_bytes,
             structure=self.structure,
             header_extra=self.header_extra,
+            parameters_nnz=self.parameters_nnz,
         )
 
     @property

@@ -6,6 +6,8 @@ from simtool.environment import free_memory
 from simtool.errors import InputError
 from simtool.networks.graph import Graph
 
+# Of the form of a network whose weights are shared, written beside its sparse layers: a convolution has rows for each position.
+MOST_STORED = 20_000_000
 MOST_ENTRIES = 2**31 - 1  # what 32-bit indices reach
 # Values and indices of the pieces, of the whole before it is sorted, and of the result.
 _BYTES_AN_ENTRY = 64

@@ -67,8 +67,10 @@ class Outline:
 
     def recorded(self, tensors: dict[str, np.ndarray]) -> Recorded:
         """The record of one batch; without a graph there are no states in it."""
-        if self.whole is not None:
-            return collect(self.whole, tensors)
+        return self.output(tensors) if self.whole is None else collect(self.whole, tensors)
+
+    def output(self, tensors: Mapping[str, np.ndarray]) -> Recorded:
+        """The record of one batch without its states."""
         y = tensors[self.output_tensor]
         return Recorded({}, {}, np.asarray(y, dtype=np.float32).reshape(len(y), -1))
 

@@ -140,6 +140,11 @@ class States:
             found[name] = dataset
         return LayerStates(spec, found[DESIGN], found[TARGETS], found[TEACHER])
 
+    @property
+    def file(self) -> h5py.File:
+        """The open file, for what other parts keep in it."""
+        return self._file
+
     def teacher(self) -> dict[str, sp.csr_array]:
         """The network's own A, B, C, D in the units of this file (CSR, float64)."""
         n, p, q = self.n, self.p, self.q

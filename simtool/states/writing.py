@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,7 @@ class StatesWriter:
         sensitivity: np.ndarray,
         teacher: Mapping[str, sp.csr_array],
         layer_teachers: Sequence[np.ndarray] = (),
+        store_program: Callable[[h5py.File], None] | None = None,
     ) -> None:
         """Write all that is not a column and mark the file complete."""
         if self.columns != self.layout.samples:
@@ -91,6 +92,8 @@ class StatesWriter:
             hdf5.write_array(group, "data", matrix.data.astype(np.float64))
             hdf5.write_array(group, "indices", matrix.indices.astype(np.int32))
             hdf5.write_array(group, "indptr", matrix.indptr.astype(np.int64))
+        if store_program is not None:
+            store_program(self.file)
         hdf5.write_header(self.file, header.to_json())
         self.finished = True
 

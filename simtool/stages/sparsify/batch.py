@@ -78,7 +78,7 @@ def work(
     steps = Steps(folder, plan)
     left = [item for item in todo if item in set(steps.tiles if phase == TILES else steps.rows)]
     if phase == ROWS and left:
-        _require_grams(folder, steps)
+        _require_grams(folder, plan, steps)
     engine = engines.get(where)
     try:
         local.run_tasks(folder, plan, engine, phase, left, progress)
@@ -128,8 +128,8 @@ def _prepare(folder: RunFolder, plan: Plan) -> int:
     return len(steps.grams) + steps.choose
 
 
-def _require_grams(folder: RunFolder, steps: Steps) -> None:
-    if steps.grams or steps.choose or not folder.array("design").exists():
+def _require_grams(folder: RunFolder, plan: Plan, steps: Steps) -> None:
+    if steps.grams or steps.choose or not folder.array(plan.banks[-1].targets).exists():
         what = "chosen features" if steps.choose else "Gram matrices" if steps.grams else "states"
         raise WorkerError(
             f"the {what} that the rows of {folder.path} need are not there: an earlier phase failed, or has not run. "

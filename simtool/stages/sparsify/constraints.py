@@ -149,9 +149,9 @@ def parse_box(box: str) -> tuple[float, float]:
 
 
 def bounds(
-    sign: str | None, box: str | None, features: np.ndarray, bias: int | None
+    sign: str | None, box: str | None, exempt: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """lower and upper (d,) of ``features`` (indices into [X; U]); the feature ``bias`` has none."""
+    """lower and upper (d,) of a row's features; those that are ``exempt`` (d,) bool (the bias) have none."""
     if sign is None and box is None:
         return None, None
     low, high = (-np.inf, np.inf) if box is None else parse_box(box)
@@ -159,7 +159,6 @@ def bounds(
         low = 0.0
     elif sign == "nonpositive":
         high = 0.0
-    exempt = features == (-1 if bias is None else bias)
     return np.where(exempt, -np.inf, low), np.where(exempt, np.inf, high)
 
 

@@ -100,10 +100,11 @@ def estimate(plan: Plan, where: EngineOptions, output: Path, speed: float | None
         workers = 1 if where.name == "serial" else where.workers or usable_cores()
     workers = min(workers, max(1, len(plan.shards)))
     grams = [features.size**2 * 8 for features in plan.grams.values()]
-    inputs = (2 * plan.n + plan.p + plan.q) * plan.m * 4
+    spans = [(*bank.features, *bank.rows, bank.samples) for bank in plan.banks]
+    inputs = sum(4 * (f1 - f0 + r1 - r0) * samples for f0, f1, r0, r1, samples in spans)
     worker = max((_worker_bytes(plan, index) for index in range(len(plan.shards))), default=_WORKER_BYTES)
     return Estimate(
-        rows=plan.n + plan.q,
+        rows=plan.rows,
         shards=len(plan.shards),
         tiles=len(plan.tiles),
         workers=workers,
@@ -135,21 +136,25 @@ def require_room(plan: Plan, where: EngineOptions, folder: RunFolder) -> None:
 def _worker_bytes(plan: Plan, index: int) -> int:
     shard = plan.shards[index]
     d, rows = plan.groups[shard.group].features.size, shard.stop - shard.start
+    m = plan.samples(plan.groups[shard.group])
     if plan.options.needs_cone_solver or plan.options.solver in ("clarabel", "scs", "mosek"):
-        return _CONE_WORKER_BYTES + 6 * 8 * d * plan.m
-    gram = 8 * d * d if plan.groups[shard.group].gram in plan.grams else 2 * 8 * min(d, 512) * plan.m
-    return _WORKER_BYTES + 2 * min(_CONVERTED, 8 * d * plan.m) + gram + 4 * 8 * rows * plan.m
+        return _CONE_WORKER_BYTES + 6 * 8 * d * m
+    gram = 8 * d * d if plan.groups[shard.group].gram in plan.grams else 2 * 8 * min(d, 512) * m
+    return _WORKER_BYTES + 2 * min(_CONVERTED, 8 * d * m) + gram + 4 * 8 * rows * m
 
 
 def _seconds(plan: Plan, workers: int, speed: float) -> float:
     options = plan.options
-    products = float(sum(2 * GRAM_TILE**2 * plan.m for _ in plan.tiles))
+    products = float(
+        sum(2 * GRAM_TILE**2 * plan.banks[plan.gram_banks[name]].samples for name, _, _ in plan.tiles)
+    )
     alone = 0.0
     for shard in plan.shards:
         d, rows = plan.groups[shard.group].features.size, shard.stop - shard.start
-        products += 8.0 * rows * d * plan.m
+        m = plan.samples(plan.groups[shard.group])
+        products += 8.0 * rows * d * m
         if options.needs_cone_solver or options.solver in ("clarabel", "scs", "mosek"):
-            alone += rows * _CONE * d * d * plan.m
+            alone += rows * _CONE * d * d * m
         elif options.solver == "bisection":
             alone += rows * _BISECTION * d * d
         else:

@@ -12,11 +12,13 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from simtool.engines.shards import write_bytes
-from simtool.errors import SimtoolError
-from simtool.model import load_model
+from simtool.errors import NoImplicitForm, SimtoolError
+from simtool.model import ImplicitModel, load_layers, load_model, save_model
+from simtool.networks.stored import load
 from simtool.stages.sparsify import elimination, tracks
+from simtool.stages.sparsify.expand import implicit_of
 from simtool.stages.sparsify.folder import RunFolder
-from simtool.stages.sparsify.merge import merge, spec_sha256
+from simtool.stages.sparsify.merge import merge, merge_layers, spec_sha256
 from simtool.stages.sparsify.tasks import ROWS
 from simtool.stages.sparsify.work import Plan
 from simtool.states import States
@@ -51,8 +53,11 @@ def finish(folder: RunFolder, plan: Plan, source: States, times: Times, seconds:
     """Write the model of a run whose shards are all there; ``seconds`` is what the whole call took. Returns the result."""
     # The bytes of a product may depend on how many threads share it.
     with threadpool_limits(limits=1):
-        model = merge(folder, plan, source, folder.read_spec())
-        model.save(folder.model, overwrite=True)
+        if plan.layers:
+            layers = merge_layers(folder, plan, source, folder.read_spec())
+            save_model(implicit_of(layers, load(source.file)), folder.model, overwrite=True, layers=layers)
+        else:
+            merge(folder, plan, source, folder.read_spec()).save(folder.model, overwrite=True)
         eliminated = elimination.finish(folder, plan)
         result = _result(folder, times, seconds) | eliminated
     shards = [
@@ -77,11 +82,11 @@ def finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
     if not all(folder.holds(folder.shard(index)) for index in range(len(plan.shards))):
         return None
     try:
-        model = load_model(folder.model)
+        model = load_layers(folder.model) if plan.layers else load_model(folder.model)
     except SimtoolError as error:
         _log.warning("the model of this finished run is damaged (%s); it is written again", error)
         return None
-    if model.fingerprints.get("spec") != spec_sha256(folder.read_spec()):
+    if model is None or model.fingerprints.get("spec") != spec_sha256(folder.read_spec()):
         _log.warning("the model in this finished run belongs to another run; it is written again")
         return None
     return {**result, "run": str(folder.path), "model": str(folder.model)}
@@ -89,23 +94,30 @@ def finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
 
 def _result(folder: RunFolder, times: Times, seconds: float) -> dict[str, Any]:
     """The JSON object of the command, read back from the model as it was written."""
-    model = load_model(folder.model)
+    layers = load_layers(folder.model)
+    try:
+        implicit = load_model(folder.model)
+    except NoImplicitForm:
+        implicit = None
+    model = implicit if layers is None else layers
+    assert model is not None
     table = model.certificates
     assert table is not None
-    verdict = model.well_posedness()
+    # Layers of a network that has no implicit form run in the order in which it runs them: no state feeds itself.
+    verdict = (True, "acyclic") if implicit is None else _verdict(implicit)
     own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "rows": len(table),
         "certified": int(table.certified.sum()),
         "statuses": table.count_by_status(),
         "max_relative_gap": float(table.relative_gap.max(initial=0.0)),
-        "nnz": model.nnz,
+        "nnz": model.nnz if layers is None else layers.nnz,
         "baseline_nnz": model.baseline_nnz,
         "sparsity": model.sparsity if model.baseline_nnz else None,
-        "norm_a_inf": model.norm_a_inf,
-        "norm_a_inf_raw": model.norm_a_inf_raw,
-        "well_posed": verdict.well_posed,
-        "well_posed_by": verdict.by,
+        "norm_a_inf": None if implicit is None else implicit.norm_a_inf,
+        "norm_a_inf_raw": None if implicit is None else implicit.norm_a_inf_raw,
+        "well_posed": verdict[0],
+        "well_posed_by": verdict[1],
         "seconds": seconds,
         "solve_seconds": times.solve_seconds,
         "peak_memory_bytes": int(max(own_peak, times.worker_peak_memory_bytes)),
@@ -114,3 +126,8 @@ def _result(folder: RunFolder, times: Times, seconds: float) -> dict[str, Any]:
         "run": str(folder.path),
         "model": str(folder.model),
     }
+
+
+def _verdict(model: ImplicitModel) -> tuple[bool, str | None]:
+    found = model.well_posedness()
+    return found.well_posed, found.by

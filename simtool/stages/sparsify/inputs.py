@@ -16,13 +16,13 @@ _log = logging.getLogger("simtool")
 _PIECE_BYTES = 64 * 2**20
 
 
-def write_inputs(folder: RunFolder, source: States) -> None:
-    """Copy the states piece by piece; arrays that are there already must hold the same numbers, or are written again."""
+def write_inputs(folder: RunFolder, source: States, tied: bool = False) -> None:
+    """Copy the states piece by piece; arrays that are there already must hold the same numbers, or are written again.
+
+    ``tied`` takes the columns of the layers, one pair of arrays each, instead of all states.
+    """
     folder.work.mkdir(exist_ok=True)
-    for name, parts in (
-        ("design", (("X", source.X), ("U", source.U))),
-        ("targets", (("Z", source.Z), ("Y", source.Y))),
-    ):
+    for name, parts in _arrays(source, tied):
         if _holds(folder, name, parts):
             continue
         rows, samples = sum(part.shape[0] for _, part in parts), parts[0][1].shape[1]
@@ -38,6 +38,20 @@ def write_inputs(folder: RunFolder, source: States) -> None:
 
 
 Parts = tuple[tuple[str, Any], ...]
+
+
+def _arrays(source: States, tied: bool) -> list[tuple[str, Parts]]:
+    """The names of the arrays, and what each is made of."""
+    if not tied:
+        return [
+            ("design", (("X", source.X), ("U", source.U))),
+            ("targets", (("Z", source.Z), ("Y", source.Y))),
+        ]
+    found: list[tuple[str, Parts]] = []
+    for index, layer in enumerate(source.layers):
+        found.append((f"design-{index}", ((f"the inputs of {layer.spec.name}", layer.design),)))
+        found.append((f"targets-{index}", ((f"the results of {layer.spec.name}", layer.targets),)))
+    return found
 
 
 def _pieces(parts: Parts) -> Iterator[tuple[str, int, int, np.ndarray]]:

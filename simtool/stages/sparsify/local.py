@@ -38,7 +38,7 @@ def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progres
     if native and not is_compiled("native"):
         warm("native")  # once, before every worker does
     engine.prepare(_KERNEL if native else IMPORTS, max(len(steps.rows), len(steps.tiles)))
-    write_inputs(folder, source)
+    write_inputs(folder, source, bool(plan.layers))
     times.gram_seconds = run_tasks(folder, plan, engine, TILES, steps.tiles, progress, times)
     steps.assemble()
     if steps.choose:

@@ -1,4 +1,4 @@
-"""Finished shards to an implicit model."""
+"""Finished shards to an implicit model, or to the sparse layers of a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from simtool.model import CertificateTable, ImplicitModel
+from simtool.model import CertificateTable, ImplicitModel, SparseLayers
 from simtool.stages.sparsify.agreement import foreign
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.work import CERTIFICATE_FIELDS, Plan
@@ -22,8 +22,8 @@ def spec_sha256(spec: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
-def merge(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -> ImplicitModel:
-    """The model whose rows are the shards of ``folder``; the shards must all be there and valid."""
+def rows_of(folder: RunFolder, plan: Plan) -> tuple[sparse.csr_array, CertificateTable]:
+    """All rows (rows, features) and their certificates; the shards must all be there and valid."""
     parts = [folder.load(folder.shard(index)) for index in range(len(plan.shards))]
     counts = np.concatenate([np.diff(part["indptr"]) for part in parts])
     whole = sparse.csr_array(
@@ -32,9 +32,58 @@ def merge(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -
             np.concatenate([part["indices"] for part in parts]),
             np.concatenate([[0], np.cumsum(counts)]),
         ),
-        shape=(plan.n + plan.q, plan.n + plan.p),
+        shape=(plan.rows, plan.features),
     )
+    columns = {field: np.concatenate([part[field] for part in parts]) for field in CERTIFICATE_FIELDS}
+    return whole, CertificateTable(**columns)
+
+
+def _origin(plan: Plan, folder: RunFolder, states: States, spec: dict[str, Any]) -> dict[str, Any]:
+    """What a model says of how it was made."""
     header, mixed = states.header, foreign(folder)
+    return {
+        "fingerprints": {
+            "states": spec["states"]["content_sha256"],
+            "network": header.network_sha256,
+            "data": header.data_sha256,
+            "spec": spec_sha256(spec),
+        },
+        "baseline_nnz": header.baseline_nnz,
+        "baseline_bytes": header.baseline_bytes,
+        "header_extra": {
+            "options": spec["options"],
+            "samples": plan.m,
+            "input_range": list(header.input_range),
+            **({"mixed_environments": mixed} if mixed else {}),
+        },
+    }
+
+
+def merge_layers(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -> SparseLayers:
+    """The layers whose rows are the shards of ``folder``."""
+    whole, certificates = rows_of(folder, plan)
+    header = states.header
+    matrices = []
+    for bank in plan.banks:
+        matrix = sparse.csr_array(whole[bank.rows[0] : bank.rows[1], bank.features[0] : bank.features[1]])
+        matrix.sort_indices()
+        matrices.append(matrix)
+    return SparseLayers(
+        layers=plan.layers,
+        matrices=tuple(matrices),
+        certificates=certificates,
+        carried_nnz=header.carried_nnz,
+        input_shape=header.input_shape,
+        outputs=header.outputs,
+        output_map=header.output_map,
+        **_origin(plan, folder, states, spec),
+    )
+
+
+def merge(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -> ImplicitModel:
+    """The model whose rows are the shards of ``folder``; the shards must all be there and valid."""
+    whole, certificates = rows_of(folder, plan)
+    header = states.header
     model = ImplicitModel(
         A=whole[: plan.n, : plan.n],
         B=whole[: plan.n, plan.n :],
@@ -46,23 +95,8 @@ def merge(folder: RunFolder, plan: Plan, states: States, spec: dict[str, Any]) -
         has_bias=header.has_bias,
         input_shape=header.input_shape,
         scaling=np.asarray(states.scaling),
-        certificates=CertificateTable(
-            **{field: np.concatenate([part[field] for part in parts]) for field in CERTIFICATE_FIELDS}
-        ),
-        fingerprints={
-            "states": spec["states"]["content_sha256"],
-            "network": header.network_sha256,
-            "data": header.data_sha256,
-            "spec": spec_sha256(spec),
-        },
-        baseline_nnz=header.baseline_nnz,
-        baseline_bytes=header.baseline_bytes,
+        certificates=certificates,
         structure=plan.options.structure,
-        header_extra={
-            "options": spec["options"],
-            "samples": plan.m,
-            "input_range": list(header.input_range),
-            **({"mixed_environments": mixed} if mixed else {}),
-        },
+        **_origin(plan, folder, states, spec),
     )
     return replace(model, scale=model.rescaling())

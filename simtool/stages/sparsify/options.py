@@ -58,6 +58,8 @@ class SparsifyOptions:
     sign, box : nonnegative or nonpositive; LO,HI with LO <= 0 <= HI: bounds of every coefficient but the bias's
     mask : a .npy (n + q, n + p) of zeros and ones, or a model: the coefficients there may be; in a spec, its sha256
     weight_samples : a .npy (m,) of weights of the samples in the loss; in a spec, its sha256
+    untied : give every position of a layer with shared weights rows of its own (the papers' expanded rows), instead of one row for
+        each of its output channels; `layered` only
     """
 
     objective: str = "lasso"
@@ -80,6 +82,7 @@ class SparsifyOptions:
     box: str | None = None
     mask: str | None = None
     weight_samples: str | None = None
+    untied: bool = False
 
     def __post_init__(self) -> None:
         if not self.custom and self.objective not in OBJECTIVES:
@@ -98,6 +101,10 @@ class SparsifyOptions:
             raise OptionError(
                 f"--features {self.features} belongs to --eliminate heuristic, got --eliminate {self.eliminate}. "
                 "Add it, or leave --features out."
+            )
+        if self.untied and self.structure != "layered":
+            raise OptionError(
+                f"--untied belongs to --structure layered; rows of --structure {self.structure} are never shared. Leave it out."
             )
         if self.sign is not None:
             _one_of("--sign", self.sign, SIGNS)

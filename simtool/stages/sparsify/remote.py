@@ -38,7 +38,7 @@ def submit(folder: RunFolder, plan: Plan, source: States, where: EngineOptions) 
     slurm.require()
     steps = Steps(folder, plan)
     if steps.rows:
-        write_inputs(folder, source)
+        write_inputs(folder, source, bool(plan.layers))
     if steps.choose:
         elimination.write_weights(folder, source.sensitivity)
     if options.ray_nodes is not None:

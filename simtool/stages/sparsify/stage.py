@@ -24,7 +24,7 @@ from simtool.stages.sparsify.options import SparsifyOptions, resolve
 from simtool.stages.sparsify.request import Request, require_trust
 from simtool.stages.sparsify.status import status
 from simtool.stages.sparsify.work import Plan, constraints_of, plan_of
-from simtool.states import States, open_states
+from simtool.states import States, StatesHeader, open_states
 
 if TYPE_CHECKING:
     from simtool.engines.slurm import Jobs
@@ -240,26 +240,63 @@ def _already(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
 def _constraints(source: States, options: SparsifyOptions) -> tuple[constraints.Constraints, SparsifyOptions]:
     """The mask and sample weights that ``options`` name by their files, and options that name them by content."""
     header = source.header
+    if is_tied(header, options):
+        _require_plain(options)
+        return constraints.NONE, options
+    if not header.states:
+        raise InputError(
+            f"{source.path} holds the columns of layers alone, no states, which --structure {options.structure}"
+            f"{' --untied' if options.untied else ''} needs. Extract again with --blocks '*' or the blocks that shall take part, or use "
+            "--structure layered."
+        )
+    if options.structure == "layered" and not header.whole:
+        raise InputError(
+            f"{source.path} holds the states of some blocks only, and rows of --structure layered may need others. Extract again "
+            "without --blocks, or use --structure dag or free."
+        )
     rows, features = header.states + header.outputs, header.states + header.inputs
     asked = constraints.read(options.mask, options.weight_samples, rows, features, header.samples)
     return asked, replace(options, mask=asked.mask_sha256, weight_samples=asked.weights_sha256)
 
 
+def is_tied(header: StatesHeader, options: SparsifyOptions) -> bool:
+    """Whether rows are those of the network's layers, their weights shared over positions."""
+    return bool(header.layers) and options.structure == "layered" and not options.untied
+
+
+def _require_plain(options: SparsifyOptions) -> None:
+    """Refuse what is asked of states, not of layers."""
+    asked = {
+        "--mask": options.mask,
+        "--weight-samples": options.weight_samples,
+        "--eliminate": None if options.eliminate == "none" else options.eliminate,
+    }
+    for option, value in asked.items():
+        if value is not None:
+            raise OptionError(
+                f"{option} {value} counts by states and samples; the rows of this network are those of layers whose weights are shared over "
+                "positions. Leave it out, or add --untied for rows of single states."
+            )
+
+
 def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
     """Everything that defines the answer."""
     header = source.header
+    tied = is_tied(header, options)
     elimination.check_features(options.features, header.states, header.inputs, header.has_bias)
     largest = float(lipschitz(header.blocks).max(initial=1e-12))
     resolved = resolve(options, largest)
     own: dict[str, Any] = {}
+    if tied:
+        own["layers"] = [layer.to_json() for layer in header.layers]
     if options.custom:
         from simtool.solvers.custom.objective import load
 
-        own = {"objective": {"source_sha256": load(options.objective).source_sha256}}
+        own["objective"] = {"source_sha256": load(options.objective).source_sha256}
     return {
         **own,
         "format_version": SPEC_VERSION,
-        "options": asdict(resolved),
+        "options": {key: value for key, value in asdict(resolved).items() if key != "untied" or value},
         "sizes": {"n": header.states, "p": header.inputs, "q": header.outputs, "m": header.samples},
         "blocks": to_json(header.blocks),
         "output_parents": list(header.output_parents),
@@ -287,15 +324,19 @@ def _check_own_objective(plan: Plan) -> None:
 
 
 def _warn_if_interpolating(plan: Plan) -> None:
-    widest = max((group.features.size for group in plan.groups), default=0)
-    if plan.m < widest:
-        _log.warning(
-            "%d samples for rows of up to %d features: such rows can fit any target exactly, noise included, and "
-            "say little about new data. Extract at least %d samples, or use a smaller --kappa.",
-            plan.m,
-            widest,
-            2 * widest,
-        )
+    short = [group for group in plan.groups if plan.samples(group) < group.features.size]
+    if not short:
+        return
+    worst = max(short, key=lambda group: group.features.size / plan.samples(group))
+    more = "more --samples or --positions" if plan.layers else f"at least {2 * worst.features.size} samples"
+    _log.warning(
+        "%d samples for rows of up to %d features%s: such rows can fit any target exactly, noise included, and "
+        "say little about new data. Extract %s, or use a smaller --kappa.",
+        plan.samples(worst),
+        worst.features.size,
+        f" ({worst.name})" if plan.layers else "",
+        more,
+    )
 
 
 class _RunLog(logging.FileHandler):

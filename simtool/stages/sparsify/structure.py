@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simtool.blocks import BIAS, INPUT, Block
+from simtool.layers import LayerSpec
 
 # Rows of a shard, by the numbers in its design matrix: a shard reads and converts W a few times, which a row's own
 # work must outweigh, and many shards balance the workers best.
@@ -22,10 +23,22 @@ FULL = "full"
 
 
 @dataclass(frozen=True)
+class Bank:
+    """A design matrix and its targets, arrays in the run folder: features and rows as they count in the run, and samples."""
+
+    design: str
+    targets: str
+    features: tuple[int, int]
+    rows: tuple[int, int]
+    samples: int
+
+
+@dataclass(frozen=True)
 class RowGroup:
     """Rows that share a design: ``rows`` count into [Z; Y], ``features`` (sorted) into [X; U].
 
-    ``gram`` names the Gram matrix the group reads: its own, or the one over all features (FULL).
+    ``gram`` names the Gram matrix the group reads: its own, or the one over all features (FULL). ``bank`` counts into the
+    run's banks; there is one, of [X; U] and [Z; Y], unless rows are those of layers.
     """
 
     name: str
@@ -34,6 +47,7 @@ class RowGroup:
     is_output: bool
     excludes_itself: bool
     gram: str
+    bank: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,17 +104,36 @@ def row_groups(
     return (*groups, RowGroup("outputs", (n, n + q), features(output_parents), True, False, "outputs"))
 
 
+def layer_groups(layers: Sequence[LayerSpec]) -> tuple[tuple[RowGroup, ...], tuple[Bank, ...]]:
+    """The groups and banks of rows whose weights are shared over positions: one bank a layer, one group a group of channels."""
+    groups, banks = [], []
+    row = feature = 0
+    for index, layer in enumerate(layers):
+        ends = feature + layer.features, row + layer.rows
+        banks.append(
+            Bank(f"design-{index}", f"targets-{index}", (feature, ends[0]), (row, ends[1]), layer.columns)
+        )
+        for group in range(layer.groups):
+            start = row + group * layer.group_rows
+            name = layer.name if layer.groups == 1 else f"{layer.name}[{group}]"
+            features = feature + layer.group_features(group)
+            rows = (start, start + layer.group_rows)
+            groups.append(RowGroup(name, rows, features, layer.is_output, False, name, index))
+        feature, row = ends
+    return tuple(groups), tuple(banks)
+
+
 def shard_rows(features: int, samples: int) -> int:
     """How many rows a shard holds whose design is ``features`` x ``samples``."""
     numbers = features * samples
     return next((rows for limit, rows in SHARD_ROWS if numbers <= limit), SHARD_ROWS_MOST)
 
 
-def shards(groups: Sequence[RowGroup], samples: int) -> tuple[Shard, ...]:
-    """Every row once, in pieces of :func:`shard_rows`."""
+def shards(groups: Sequence[RowGroup], samples: Sequence[int]) -> tuple[Shard, ...]:
+    """Every row once, in pieces of :func:`shard_rows`; ``samples`` are those of each bank."""
     pieces = []
     for index, group in enumerate(groups):
-        size = shard_rows(group.features.size, samples)
+        size = shard_rows(group.features.size, samples[group.bank])
         pieces += [
             Shard(index, start, min(start + size, group.rows[1])) for start in range(*group.rows, size)
         ]

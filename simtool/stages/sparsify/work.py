@@ -13,6 +13,7 @@ from simtool.blocks import check, from_json
 from simtool.certificate import FIXED_SUPPORT, NORMAL_EQUATIONS
 from simtool.design import SAMPLE_TILE, Design
 from simtool.errors import FormatError
+from simtool.layers import from_json as layers_from_json
 from simtool.problem import RowSet
 from simtool.solvers import regime
 from simtool.stages.sparsify import constraints
@@ -23,10 +24,12 @@ from simtool.stages.sparsify.options import SparsifyOptions, objective_of
 from simtool.stages.sparsify.structure import (
     FULL,
     GRAM_TILE,
+    Bank,
     RowGroup,
     Shard,
     gram_features,
     gram_tiles,
+    layer_groups,
     row_groups,
     shards,
 )
@@ -62,28 +65,64 @@ class Plan:
         self.n, self.p, self.q, self.m = (int(sizes[key]) for key in ("n", "p", "q", "m"))
         if min(self.p, self.q, self.m) < 1 or max(self.n, self.p, self.q) > _MOST:
             raise ValueError(f"the sizes {sizes} are not in 1..{_MOST}")
-        blocks = from_json(spec["blocks"])
-        check(blocks, self.n, spec["output_parents"])
         self.has_bias = bool(spec["has_bias"])
         self.options = SparsifyOptions(**spec["options"])
-        self.groups: tuple[RowGroup, ...] = row_groups(
-            self.options.structure,
-            blocks,
-            spec["output_parents"],
-            self.p,
-            self.q,
-            self.has_bias,
-        )
+        # Only a run whose rows are those of layers has this section.
+        self.layers = layers_from_json(spec.get("layers", []))
+        if self.layers:
+            self.groups, self.banks = layer_groups(self.layers)
+        else:
+            blocks = from_json(spec["blocks"])
+            check(blocks, self.n, spec["output_parents"])
+            self.groups = row_groups(
+                self.options.structure,
+                blocks,
+                spec["output_parents"],
+                self.p,
+                self.q,
+                self.has_bias,
+            )
+            whole = Bank("design", "targets", (0, self.n + self.p), (0, self.n + self.q), self.m)
+            self.banks = (whole,)
+        self._is_state, self._is_bias = self._kinds()
         # Only a run with an objective of the user's own has this section.
         self._source_sha256 = spec.get("objective", {}).get("source_sha256")
-        self.shards: tuple[Shard, ...] = shards(self.groups, self.m)
-        self.grams = gram_features([g for g in self.groups if self._wants_gram(g)], self.n + self.p)
+        self.shards: tuple[Shard, ...] = shards(self.groups, [bank.samples for bank in self.banks])
+        wanting = [g for g in self.groups if self._wants_gram(g)]
+        self.grams = gram_features(wanting, self.features)
+        self.gram_banks = {group.gram: group.bank for group in wanting}
         self.tiles = gram_tiles({name: features.size for name, features in self.grams.items()})
+
+    @property
+    def features(self) -> int:
+        """Of all designs together: n + p where there is one."""
+        return self.banks[-1].features[1]
+
+    @property
+    def rows(self) -> int:
+        """Of all together: n + q, or those of the layers."""
+        return self.banks[-1].rows[1]
+
+    def samples(self, group: RowGroup) -> int:
+        """Samples of the group's rows."""
+        return self.banks[group.bank].samples
+
+    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which features are states (the rest are inputs and the bias), and which are the constant 1: (features,) bool each."""
+        is_state, is_bias = (np.zeros(self.features, dtype=bool) for _ in range(2))
+        if not self.layers:
+            is_state[: self.n] = True
+            is_bias[-1] = self.has_bias
+        for layer, bank in zip(self.layers, self.banks, strict=False):
+            start, stop = bank.features
+            is_state[start : stop - int(layer.has_bias)] = not layer.reads_input
+            is_bias[stop - 1] = layer.has_bias
+        return is_state, is_bias
 
     def bounded(self, group: RowGroup) -> np.ndarray:
         """The set S among the group's features, (d,) bool."""
         if self.options.kappa_on == "a":
-            return np.asarray(group.features < self.n)
+            return self._is_state[group.features]
         return np.ones(group.features.size, dtype=bool)
 
     def allowed(self, group: RowGroup, rows: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray | None:
@@ -96,12 +135,11 @@ class Plan:
 
     def bounds(self, group: RowGroup) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Bounds of the coefficients, lower and upper (d,), or None for none."""
-        bias = self.n + self.p - 1 if self.has_bias else None
-        return constraints.bounds(self.options.sign, self.options.box, group.features, bias)
+        return constraints.bounds(self.options.sign, self.options.box, self._is_bias[group.features])
 
     def smooth(self, group: RowGroup) -> np.ndarray:
         """Features (d,) bool that only a mask can make zero: see :class:`simtool.problem.RowSet`."""
-        objective = objective_of(self.options, group.is_output, self.m)
+        objective = objective_of(self.options, group.is_output, self.samples(group))
         smooth = np.full(group.features.size, objective.penalty.slope == 0.0)
         if objective.kappa is not None:
             smooth &= ~self.bounded(group)
@@ -124,7 +162,7 @@ class Plan:
             match=options.match,
             solver=options.solver or "native",
             tolerance=options.tol,
-            states=int((group.features < self.n).sum()),
+            states=int(self._is_state[group.features].sum()),
         )
 
     def _wants_gram(self, group: RowGroup) -> bool:
@@ -132,8 +170,8 @@ class Plan:
         if self.options.solver != "native":
             return False
         sharing = sum(g.rows[1] - g.rows[0] for g in self.groups if g.gram == group.gram)
-        d = self.n + self.p if group.gram == FULL else group.features.size
-        return regime.gram_pays(d, self.m, sharing)
+        d = self.features if group.gram == FULL else group.features.size
+        return regime.gram_pays(d, self.samples(group), sharing)
 
 
 @functools.lru_cache(maxsize=4)
@@ -154,12 +192,13 @@ def gram_tile(folder: RunFolder, index: int) -> dict[str, Any]:
     """Compute tile ``index`` of the Gram matrices and leave it in the work folder."""
     plan = plan_of(folder)
     name, i, j = plan.tiles[index]
-    features = plan.grams[name]
-    w = folder.map_array("design")
+    bank = plan.banks[plan.gram_banks[name]]
+    features = plan.grams[name] - bank.features[0]
+    w = folder.map_array(bank.design)
     root = Design(w, sample_weight=constraints_of(folder, plan).sample_weight).root_weight
     left, right = features[i : i + GRAM_TILE], features[j : j + GRAM_TILE]
     total = np.zeros((left.size, right.size))
-    for start in range(0, plan.m, SAMPLE_TILE):
+    for start in range(0, bank.samples, SAMPLE_TILE):
         samples = slice(start, start + SAMPLE_TILE)
         scale = 1.0 if root is None else root[samples]
         a = np.asarray(w[left, samples], dtype=np.float64) * scale
@@ -192,7 +231,7 @@ def gram_array(plan: Plan, name: str) -> str:
 
 
 def kept_group(plan: Plan, shard: Shard, kept: np.ndarray | None) -> RowGroup:
-    """The group of ``shard``, without the features that are not ``kept`` (n + p,) bool; None keeps all."""
+    """The group of ``shard``, without the features that are not ``kept`` (features,) bool; None keeps all."""
     group = plan.groups[shard.group]
     return group if kept is None else replace(group, features=group.features[kept[group.features]])
 
@@ -220,15 +259,15 @@ def row_sets(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) ->
     group = kept_group(plan, shard, kept)
     asked = constraints_of(folder, plan)
     rows = np.arange(shard.start, shard.stop)
-    targets = folder.map_array("targets")
+    bank = plan.banks[group.bank]
+    targets = folder.map_array(bank.targets)[shard.start - bank.rows[0] : shard.stop - bank.rows[0]]
     out = []
     for at, features in constraints.pieces(
         plan.allowed(group, rows, asked.mask), plan.smooth(group), rows.size
     ):
         part = replace(group, features=group.features[features])
         w, chosen, gram = _design(folder, plan, part)
-        whole = at.size == rows.size
-        z = targets[shard.start : shard.stop] if whole else targets[rows[at]]
+        z = targets if at.size == rows.size else targets[at]
         design = Design(w, gram, asked.sample_weight, chosen)
         out.append(Piece(at, part, problems(plan, part, rows[at], design, z, asked.mask)))
     return out
@@ -245,10 +284,10 @@ def _design(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """The mapped array whose rows are features, which of them are the group's (None: all), and their Gram matrix if the run
     has one. Nothing is copied that the map can give."""
-    design = folder.map_array("design")
-    features = group.features
-    run = _as_slice(features)
-    w, chosen = (design[run], None) if run is not None else (design, features)
+    bank = plan.banks[group.bank]
+    design, features = folder.map_array(bank.design), group.features
+    run = _as_slice(features - bank.features[0])
+    w, chosen = (design[run], None) if run is not None else (design, features - bank.features[0])
     gram = None
     if group.gram in plan.grams:
         mapped = folder.map_array(gram_array(plan, group.gram))
@@ -282,7 +321,7 @@ def problems(
     return RowSet(
         design=design,
         targets=targets,
-        objective=objective_of(plan.options, group.is_output, plan.m),
+        objective=objective_of(plan.options, group.is_output, plan.samples(group)),
         constrained=plan.bounded(group),
         allowed=plan.allowed(group, rows, mask),
         lower=lower,

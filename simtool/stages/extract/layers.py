@@ -1,0 +1,95 @@
+"""The columns of layers whose weights are shared over positions: which positions of each sample, and their im2col values.
+
+A layer with many positions gives more columns than its rows need, so a few positions of each sample are taken: one fixed random order of
+the positions, seeded, goes round and round over the samples, so that every position is seen equally often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from simtool.errors import InputError, OptionError
+from simtool.networks import Network
+from simtool.networks.layers import Layer
+
+# Columns of a layer unless --positions says otherwise: so many in all, or so many for each feature of a row.
+COLUMNS, COLUMNS_A_FEATURE = 10_000, 16
+_TOLERANCE = 1e-4  # float32 sums against float64 ones
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A layer with its columns: ``each`` positions of each sample, out of ``order`` (positions,)."""
+
+    layer: Layer
+    order: np.ndarray
+    each: int
+
+    def chosen(self, samples: np.ndarray) -> np.ndarray:
+        """Positions (k, each) of the samples with these numbers (k,) in the file."""
+        turn = samples[:, None] * self.each + np.arange(self.each)
+        return np.asarray(self.order[turn % self.order.size])
+
+    def columns(
+        self, tensors: Mapping[str, np.ndarray], samples: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Design (features, k * each) and targets (rows, k * each), checked to be finite."""
+        design, targets = self.layer.columns(tensors, self.chosen(samples))
+        for what, values in (("what feeds", design), ("the result of", targets)):
+            if not np.isfinite(values).all():
+                raise InputError(
+                    f"{what} the layer {self.layer.spec.name} holds NaN or infinity. Check the network's weights and the range of the data."
+                )
+        return design, targets
+
+    def check(self, design: np.ndarray, targets: np.ndarray) -> None:
+        """Raise InputError unless the layer's own weights give its targets."""
+        found = self.layer.matrix @ design.astype(np.float64)
+        error = float(
+            np.abs(found - targets).max(initial=0.0) / max(1.0, float(np.abs(targets).max(initial=0.0)))
+        )
+        if not error <= _TOLERANCE:
+            raise InputError(
+                f"the layer {self.layer.spec.name} as it was read does not give what the network computes: relative error {error:.3g}, at "
+                f"most {_TOLERANCE:g} is allowed. Please report this network."
+            )
+
+
+def shared(network: Network) -> bool:
+    """Whether rows of this network are those of its layers: some weight is used at several positions, or there is no graph."""
+    found = network.outline
+    if found.whole is None:
+        return True
+    return any(layer.positions(lambda _: 1) > 1 for layer in found.layers)
+
+
+def tensors_of(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """The program's tensors that hold what feeds the layers and what they give."""
+    names = [name for layer in layers for use in layer.uses for name in (use.source, use.result)]
+    return tuple(dict.fromkeys(names))
+
+
+def plan(
+    network: Network, probe: np.ndarray, samples: int, positions: int | None, seed: int
+) -> tuple[Recorded, ...]:
+    """Every layer of ``network`` with its positions; ``probe`` is one sample (1, ...).
+
+    ``positions`` are taken of each sample, by default as many as give the columns that the rows need.
+    """
+    if positions is not None and positions < 1:
+        raise OptionError(f"--positions must be above 0, got {positions}.")
+    layers = network.outline.layers
+    tensors = network.tensors(probe, tensors_of(layers))
+    result = []
+    for index, layer in enumerate(layers):
+        places = layer.positions(lambda name: len(tensors[name]))
+        features = layer.spec.fan_in + int(layer.spec.has_bias)
+        wanted = max(COLUMNS, COLUMNS_A_FEATURE * features)
+        each = min(places, positions or -(-wanted // samples))
+        order = np.random.default_rng((seed, index)).permutation(places)
+        spec = replace(layer.spec, columns=each * samples)
+        result.append(Recorded(replace(layer, spec=spec), order, each))
+    return tuple(result)
