@@ -87,6 +87,9 @@ def random_model(seed: int, blocks: int, order: str, has_bias: bool = True) -> I
 def test_every_activation(tmp_path: Path, spec: str, dtype: str) -> None:
     exact = 1e-12 if dtype == "float64" and spec != "gelu" else 1e-5
     check(layered_model(activation=spec, weight=2.0), tmp_path, dtype, exact)
+
+
+def test_no_activation_is_missing() -> None:
     assert {spec.partition(":")[0] for spec in SPECS} == set(activations.NAMES)
 
 
@@ -144,6 +147,16 @@ def test_any_model(
 def test_loops_under_the_norm(tmp_path: Path, norm: float) -> None:
     check(free_model(n=60, norm=norm, activation="tanh"), tmp_path)
     check(free_model(n=60, norm=norm), tmp_path, "float64", 1e-7)
+
+
+def test_a_loop_that_contracts_slowly(tmp_path: Path) -> None:
+    n = 12
+    model = replace(
+        free_model(n=n, activation="identity"),
+        A=0.999 * np.eye(n)[np.roll(np.arange(n), 1)],
+        B=np.abs(free_model(n=n).B.toarray()),
+    )
+    check(model, tmp_path, "float64", 1e-8)  # 20 000 iterations would be enough for 1e-9
 
 
 def test_loops_under_perron_frobenius(tmp_path: Path) -> None:

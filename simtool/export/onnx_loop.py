@@ -9,7 +9,7 @@ finished when
 
 the second because nothing is left but rounding; the loop ends when all samples are finished, and in any case after K
 iterations with f^K <= tolerance, by when the error is small by the same theorem. Where no theorem holds (or K is above
-``max_iterations``), the loop ends after ``max_iterations``, and the outputs of a sample that is not finished are NaN:
+a million), the loop ends after ``max_iterations``, and the outputs of a sample that is not finished are NaN:
 a graph has no other way to say so.
 """
 
@@ -31,6 +31,7 @@ from simtool.model.levels import Component
 from simtool.model.wellposed import absorbed, collatz_wielandt, local_blocks, row_norm
 
 _UNPROVEN = 0.99  # the rate that the stopping rule assumes where none is proven
+_MOST_PROVEN = 1_000_000  # the loop ends long before, unless the contraction is as slow as the proof allows
 _SMALLEST = 1e-30  # of an entry of the vector: 1 / v must be a float32
 
 
@@ -48,11 +49,11 @@ class Iteration:
     vector: np.ndarray
 
     def bound(self, tolerance: float, most: int) -> tuple[int, bool]:
-        """How many iterations are enough, and whether that is proven."""
+        """How many iterations are enough, and whether that is proven; ``most`` where it is not."""
         if self.factor is None:
             return most, False
         enough = 1 if self.factor <= tolerance else ceil(log(tolerance) / log(self.factor)) + 1
-        return min(enough, most), enough <= most
+        return (enough, True) if enough <= max(most, _MOST_PROVEN) else (most, False)
 
 
 def iteration(

@@ -44,8 +44,8 @@ def to_onnx(
     ----------
     dtype : "float32" or "float64", of input, weights and output
     output_map : apply the model's output map, as ``model.predict`` does
-    options : method, tolerance and most iterations of the loops (see :mod:`simtool.export.onnx_loop`); None takes a
-        tolerance of 1e-7 in float32 and 1e-9 in float64
+    options : method and tolerance of the loops, and their most iterations where nothing proves how many are enough (see
+        :mod:`simtool.export.onnx_loop`); None takes a tolerance of 1e-7 in float32 and 1e-9 in float64
 
     Raises OptionError for another dtype, InputError where the weights do not fit into an ONNX file, UnsupportedOperator for
     an activation that ONNX lacks.
@@ -151,9 +151,11 @@ def runner(path: Path) -> Any:
     return run
 
 
-def verify_onnx(path: str | Path, model: ImplicitModel, inputs: np.ndarray) -> float:
+def verify_onnx(
+    path: str | Path, model: ImplicitModel, inputs: np.ndarray, shown: str | None = None
+) -> float:
     """The largest difference, relative to max(1, |y|), between the file in ONNX Runtime and ``model.predict``.
 
-    Raises InputError where it is above 1e-5.
+    ``shown`` is the name for the message where the file has another one still. Raises InputError above 1e-5.
     """
-    return verify(Path(path), model, inputs, runner(Path(path)))
+    return verify(shown or Path(path).name, model, inputs, runner(Path(path)))

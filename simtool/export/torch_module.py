@@ -53,7 +53,7 @@ _WITH_PARAMETER: dict[str, Callable[[Tensor, float], Tensor]] = {
     "clip": lambda z, bound: nn.functional.hardtanh(z, -bound, bound),
     "square": lambda z, bound: nn.functional.hardtanh(z, -bound, bound).square(),
 }
-_OUTPUT_MAPS: dict[str | None, Callable[[Tensor], Tensor]] = {
+OUTPUT_MAPS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda y: y,
     "softmax": lambda y: torch.softmax(y, dim=1),
     "log_softmax": lambda y: torch.log_softmax(y, dim=1),
@@ -243,7 +243,7 @@ class ImplicitModule(nn.Module):
         steps = cast("list[_StepModule]", list(self.steps))
         for step in steps[:-1]:
             found.append(step(flat, found, self.A, self.B))
-        return _OUTPUT_MAPS[self.output_map](steps[-1].outside(flat, found, self.C, self.D))
+        return OUTPUT_MAPS[self.output_map](steps[-1].outside(flat, found, self.C, self.D))
 
 
 def to_torch(

@@ -1,0 +1,152 @@
+"""``export``: a model for another runtime, written whole or not at all, after it has been run and compared."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from simtool.errors import FormatError, OptionError, OutputError
+from simtool.export.sizes import SPEED_NOTE, sizes
+from simtool.export.verify import probes, verify
+from simtool.hdf5 import output_error, writable_target
+from simtool.model import ImplicitModel, load_model, model_path
+from simtool.temporary import beside
+
+DTYPES = ("float32", "float64")
+# Writes a file, runs it over inputs, and gives the largest difference to the model.
+_Format = Callable[[ImplicitModel, Path, str, np.ndarray, str], float]
+
+
+def export(
+    model: str | Path | ImplicitModel,
+    output: str | Path,
+    *,
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write ``model`` to ``output``, whose suffix says how: .onnx, .pt2 (acyclic models) or .safetensors (sparse).
+
+    The file is run over random inputs and corners of the inputs' range before it gets its name; outputs that differ from the
+    model's by more than 1e-5, relative to max(1, |y|), are an InputError, and no file is left. ``overwrite`` replaces an
+    earlier export, nothing else. Raises InputError for the model, OptionError for the suffix or dtype, OutputError for
+    the path, ConvergenceError where the model has no fixed point.
+    """
+    path = Path(output)
+    if path.suffix not in _FORMATS:
+        raise OptionError(
+            f"the output of export must end in one of {', '.join(_FORMATS)}, got {str(path)!r}. "
+            "Choose a name such as net.onnx."
+        )
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    source = None if isinstance(model, ImplicitModel) else model_path(model)
+    writable_target(path, overwrite, inputs=[source])
+    if path.exists():
+        _refuse_foreign(path)
+    loaded = model if isinstance(model, ImplicitModel) else load_model(model)
+    return _export_implicit(loaded, path, dtype)
+
+
+def _export_implicit(model: ImplicitModel, path: Path, dtype: str) -> dict[str, Any]:
+    """Write, check and measure ``path``, whose place has been found free."""
+    started = perf_counter()
+    inputs = probes(model)
+    temporary = beside(path)
+    try:
+        worst = _FORMATS[path.suffix](model, temporary, dtype, inputs, path.name)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    counted = sizes(model)
+    return {
+        "output": str(path),
+        "format": path.suffix.removeprefix("."),
+        "dtype": dtype,
+        "bytes": path.stat().st_size,
+        "dense_bytes": counted.dense_bytes,
+        "sparse_bytes": counted.sparse_bytes,
+        "nnz": model.nnz,
+        "baseline_nnz": model.baseline_nnz,
+        "sparsity": model.sparsity if model.baseline_nnz else None,
+        "max_difference": worst,
+        "samples_checked": len(inputs),
+        "cyclic": any(component.cyclic for component in model.components),
+        "speed_note": SPEED_NOTE,
+        "seconds": perf_counter() - started,
+    }
+
+
+def _onnx(model: ImplicitModel, path: Path, dtype: str, inputs: np.ndarray, shown: str) -> float:
+    from simtool.export.onnx_model import to_onnx, verify_onnx
+
+    path.write_bytes(to_onnx(model, dtype=dtype).SerializeToString())
+    return verify_onnx(path, model, inputs, shown)
+
+
+def _program(model: ImplicitModel, path: Path, dtype: str, inputs: np.ndarray, shown: str) -> float:
+    from simtool.export.torch_program import program_runner, write_program
+
+    write_program(model, path, dtype)
+    return verify(shown, model, inputs, program_runner(path))
+
+
+def _safetensors(model: ImplicitModel, path: Path, dtype: str, inputs: np.ndarray, shown: str) -> float:
+    from simtool.export.safetensors_file import load_safetensors, write_safetensors
+
+    write_safetensors(model, path, dtype)
+    return verify(shown, model, inputs, load_safetensors(path).predict)
+
+
+_FORMATS: dict[str, _Format] = {".onnx": _onnx, ".pt2": _program, ".safetensors": _safetensors}
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise OutputError unless export wrote ``path`` earlier: names of networks and of exports end alike."""
+    if not _OURS[path.suffix](path):
+        raise OutputError(
+            f"{path} was not written by export, so --overwrite does not replace it. Choose another output path."
+        )
+
+
+def _our_onnx(path: Path) -> bool:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return bool(onnx.load(path, load_external_data=False).producer_name == "simtool")
+    except (DecodeError, OSError, ValueError):
+        return False
+
+
+def _our_program(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("extra/simtool.json") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def _our_safetensors(path: Path) -> bool:
+    from simtool.export.safetensors_file import MADE_BY, metadata_of
+
+    try:
+        return metadata_of(path).get("made_by") == MADE_BY
+    except FormatError:
+        return False
+
+
+_OURS: dict[str, Callable[[Path], bool]] = {
+    ".onnx": _our_onnx,
+    ".pt2": _our_program,
+    ".safetensors": _our_safetensors,
+}
