@@ -39,7 +39,8 @@ def cascade(
             [0   A1    | B1      b1        ]
             [C2  D2 C1 | D2 D1   D2 d1 + d2]
 
-    as printed there, plus the constant 1 that outer's bias takes besides inner's outputs. The whole has a bias row
+    as printed there, plus the constant 1 that outer's bias takes besides inner's outputs. (IDL states well-posedness
+    for phi(z1, z2) = (phi_1(z1), phi_2(z2)), the other order; the thesis has it right.) The whole has a bias row
     where one of the two has. ``outer``'s output map is the whole's; ``inner``'s is refused unless ``strip_output_map``.
 
     Raises InputError where inner's outputs are not as many as outer's inputs.

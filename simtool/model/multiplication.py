@@ -2,7 +2,8 @@
 
 A product is not Lipschitz continuous unless its factors are bounded. For activations with constants gamma_i and
 |phi_i| <= c_i, IDL's map phi(u) = phi_1(u_1) phi_2(u_2) has the constant max(c_2 gamma_1, c_1 gamma_2) in the l1 norm.
-It is a map of two states at once, and the states of a model here are elementwise, so that it is written as
+It is a map of two values to one, which as a block of a state vector would be filled up with a zero. The states of a
+model here are elementwise (slopes are numbers, not matrices, in every theorem and solver), so that it is written as
 
     v_1 v_2 = s((v_1 + v_2) / 2) - s((v_1 - v_2) / 2),     v_i = phi_i(u_i) / c_i,    s(z) = min(|z|, 1)^2.
 
