@@ -104,6 +104,14 @@ def test_safetensors_hold_the_csr_arrays(tmp_path: Path) -> None:
     assert (again.structure, again.baseline_nnz, again.output_parents) == ("layered", 1000, ("h3", "bias"))
 
 
+def test_shared_weights_are_counted_once(tmp_path: Path) -> None:
+    model = replace(layered_model(), parameters_nnz=40)
+    for suffix in SUFFIXES:
+        said = export(model, tmp_path / f"net{suffix}")
+        assert (said["nnz"], said["stored_nnz"], said["sparsity"]) == (40, model.nnz, 1 - 40 / 1000)
+    assert load_safetensors(tmp_path / "net.safetensors").parameters_nnz == 40
+
+
 def test_sparse_beside_dense(tmp_path: Path) -> None:
     model = layered_model(inputs=100, hidden=(60, 60))
     thin = replace(

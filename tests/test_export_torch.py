@@ -192,6 +192,7 @@ def test_values_come_back() -> None:
         assert (getattr(same, name) != getattr(model, name)).nnz == 0
     assert model.certificates is not None
     assert same.certificates is None
+    assert from_torch(module, replace(model, parameters_nnz=5)).parameters == model.nnz
     with torch.no_grad():
         module.B.mul_(2.0)
     assert abs(from_torch(module, model).B - 2.0 * model.B).max() == 0.0

@@ -129,7 +129,7 @@ def _properties(model: ImplicitModel) -> dict[str, str]:
     return {
         "simtool.structure": model.structure,
         "simtool.states": str(model.n),
-        "simtool.nnz": str(model.nnz),
+        "simtool.nnz": str(model.parameters),
         "simtool.baseline_nnz": str(model.baseline_nnz),
         "simtool.well_posed_by": str(verdict.by),
     }

@@ -4,7 +4,7 @@ Tensors, for each matrix M of A, B, C, D: ``M.data`` (nnz,) float32 or float64, 
 (rows + 1,), unsigned integers of the smallest type that holds them: row i has the entries indptr[i] ... indptr[i+1]-1 (CSR).
 Metadata, text: ``format`` = "simtool-csr", ``format_version`` = "1", ``made_by``, and as JSON ``shapes`` {M: [rows, columns]},
 ``blocks`` (name, activation, offset, size, shape, parents), ``output_parents``, ``output_map``, ``has_bias`` (the last row of
-u is 1), ``input_shape``, ``structure``, ``baseline_nnz``, ``baseline_bytes``. x = phi(A x + B u), y = C x + D u.
+u is 1), ``input_shape``, ``structure``, ``parameters_nnz``, ``baseline_nnz``, ``baseline_bytes``. x = phi(A x + B u), y = C x + D u.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def write_safetensors(model: ImplicitModel, path: Path, dtype: str = "float32") 
         "has_bias": model.has_bias,
         "input_shape": list(model.input_shape),
         "structure": model.structure,
+        "parameters_nnz": model.parameters_nnz,
         "baseline_nnz": int(model.baseline_nnz),
         "baseline_bytes": int(model.baseline_bytes),
     }
@@ -102,6 +103,7 @@ def load_safetensors(path: str | Path) -> ImplicitModel:
             has_bias=bool(header["has_bias"]),
             input_shape=tuple(int(size) for size in header["input_shape"]),
             structure=str(header["structure"]),
+            parameters_nnz=None if header["parameters_nnz"] is None else int(header["parameters_nnz"]),
             baseline_nnz=int(header["baseline_nnz"]),
             baseline_bytes=int(header["baseline_bytes"]),
         )

@@ -275,7 +275,8 @@ def to_torch(
 def from_torch(module: nn.Module, model: ImplicitModel) -> ImplicitModel:
     """``model`` with the values of ``module``, which :func:`to_torch` made from it (and training may have changed).
 
-    The pattern is the same, but for values that became exactly 0. Certificates are dropped: they spoke of other rows.
+    The pattern is the same, but for values that became exactly 0. Certificates are dropped: they spoke of other rows. Weights
+    that a convolution shared are values of their own now, and are counted as such.
     Well-posedness and the rescaling are judged again; ask ``well_posedness()`` before you rely on a cyclic model.
 
     Raises InputError for another module, another pattern, or values that are not finite.
@@ -303,6 +304,7 @@ def from_torch(module: nn.Module, model: ImplicitModel) -> ImplicitModel:
         certificates=None,
         scale=None,
         structure=structure,
+        parameters_nnz=None,
         header_extra={**model.header_extra, "values_from": "torch"},
     )
     return replace(tuned, scale=tuned.rescaling())

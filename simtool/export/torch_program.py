@@ -79,7 +79,9 @@ def write_program(model: ImplicitModel, path: Path, dtype: str = "float32") -> N
     program = torch.export.export(
         layers, (example,), dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}}
     )
-    said = json.dumps({"made_by": "simtool export", "nnz": model.nnz, "baseline_nnz": model.baseline_nnz})
+    said = json.dumps(
+        {"made_by": "simtool export", "nnz": model.parameters, "baseline_nnz": model.baseline_nnz}
+    )
     archive = io.BytesIO()  # so that a full disk is an OSError
     torch.export.save(program, archive, extra_files={MARK: said})
     path.write_bytes(archive.getbuffer())
