@@ -43,6 +43,8 @@ def save_model(
     """
     if not overwrite:
         hdf5.writable_target(path, overwrite)
+    if layers is None and model is not None:
+        layers = model.layers
     header = {} if model is None else _header(model)
     if layers is not None:
         header["layers"] = _layers_header(layers)
@@ -209,6 +211,7 @@ def load_model(path: str | Path) -> ImplicitModel:
                 baseline_bytes=int(header["baseline_bytes"]),
                 header_extra=dict(header["extra"]),
                 parameters_nnz=None if "parameters_nnz" not in header else int(header["parameters_nnz"]),
+                layers=_read_layers(file, header, source),
             )
         except InputError as error:
             if str(source) in str(error):
@@ -220,31 +223,35 @@ def load_model(path: str | Path) -> ImplicitModel:
             ) from error
 
 
+def _read_layers(file: h5py.File, header: dict[str, Any], source: Path) -> SparseLayers | None:
+    if "layers" not in header:
+        return None
+    content = header["layers"]
+    layers = layers_from_json(content["layers"])
+    output_map = content["output_map"]
+    return SparseLayers(
+        layers=layers,
+        matrices=tuple(_read_matrix(file, f"layers/{index}", source) for index in range(len(layers))),
+        certificates=_read_certificates(file["layers"], source) if layers else None,
+        carried_nnz=int(content["carried_nnz"]),
+        baseline_nnz=int(content["baseline_nnz"]),
+        baseline_bytes=int(content["baseline_bytes"]),
+        input_shape=_input_shape(content["input_shape"]),
+        outputs=int(content["outputs"]),
+        output_map=None if output_map is None else str(output_map),
+        fingerprints={str(k): str(v) for k, v in dict(content["fingerprints"]).items()},
+        header_extra=dict(content["extra"]),
+    )
+
+
 def load_layers(path: str | Path) -> SparseLayers | None:
     """The sparse layers in a RUN folder or a model.h5, None where it holds none. Raises what :func:`load_model` does."""
     source = model_path(path)
     with hdf5.open_checked(source, "model") as file:
         hdf5.verify_content(source, file)
         header = hdf5.read_header(file, source)
-        if "layers" not in header:
-            return None
         try:
-            content = header["layers"]
-            layers = layers_from_json(content["layers"])
-            output_map = content["output_map"]
-            return SparseLayers(
-                layers=layers,
-                matrices=tuple(_read_matrix(file, f"layers/{index}", source) for index in range(len(layers))),
-                certificates=_read_certificates(file["layers"], source) if layers else None,
-                carried_nnz=int(content["carried_nnz"]),
-                baseline_nnz=int(content["baseline_nnz"]),
-                baseline_bytes=int(content["baseline_bytes"]),
-                input_shape=_input_shape(content["input_shape"]),
-                outputs=int(content["outputs"]),
-                output_map=None if output_map is None else str(output_map),
-                fingerprints={str(k): str(v) for k, v in dict(content["fingerprints"]).items()},
-                header_extra=dict(content["extra"]),
-            )
+            return _read_layers(file, header, source)
         except InputError as error:
             if str(source) in str(error):
                 raise

@@ -19,6 +19,7 @@ from simtool.model import forward as forward_module
 from simtool.model import levels, scaling, wellposed
 from simtool.model.certificates import CertificateTable
 from simtool.model.forward import FixedPoint, Forward
+from simtool.model.layered import SparseLayers
 from simtool.model.levels import Component
 from simtool.model.wellposed import Verdict
 
@@ -73,6 +74,7 @@ class ImplicitModel:
     baseline_nnz, baseline_bytes : non-zero explicit parameters of the baseline, and 4 bytes a parameter
     header_extra : more JSON about how the model was made (objective, kappa, input_range)
     parameters_nnz : non-zero explicit parameters where rows repeat them (weights shared over positions); None: those of M
+    layers : the sparse layers of the network that this is the implicit form of, where rows were fitted for those
 
     Raises InputError or FormatError where these do not fit together.
     """
@@ -95,6 +97,7 @@ class ImplicitModel:
     structure: str = "free"
     header_extra: dict[str, Any] = field(default_factory=dict)
     parameters_nnz: int | None = None
+    layers: SparseLayers | None = None
 
     def __post_init__(self) -> None:
         for name in "ABCD":
@@ -159,6 +162,11 @@ class ImplicitModel:
     def nnz(self) -> int:
         """Non-zeros of M = [A B; C D], biases counted."""
         return int(self.A.nnz + self.B.nnz + self.C.nnz + self.D.nnz)
+
+    @property
+    def proofs(self) -> CertificateTable | None:
+        """The certificates of the rows that were fitted: those of M, or those of the layers whose form this is."""
+        return self.certificates if self.layers is None else self.layers.certificates
 
     @property
     def parameters(self) -> int:
@@ -300,6 +308,7 @@ class ImplicitModel:
             structure=self.structure,
             header_extra=self.header_extra,
             parameters_nnz=self.parameters_nnz,
+            layers=self.layers,
         )
 
     @property

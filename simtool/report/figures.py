@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from simtool.model import KINDS, CertificateTable, ImplicitModel
+from simtool.model import KINDS, CertificateTable
 from simtool.report.pattern import Band, bands, layout, raster, whole
+from simtool.stages.evaluate import Model
 
 INK = "#1f2733"
 FAINT = "#8a94a3"
@@ -56,7 +57,7 @@ def encode(figure: Any) -> dict[str, bytes]:
     return result
 
 
-def draw_pattern(model: ImplicitModel) -> Any:
+def draw_pattern(model: Model) -> Any:
     """The non-zeros of M by blocks; extents of blocks are on a square-root scale."""
     from matplotlib.colors import LinearSegmentedColormap
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from simtool.errors import OutputError
 from simtool.hdf5 import output_error
-from simtool.model import KINDS, CertificateTable, ImplicitModel
+from simtool.model import KINDS, CertificateTable
 from simtool.report import figures, text
 from simtool.report.html import render
 from simtool.report.pattern import BlockCounts, count_blocks
+from simtool.stages.evaluate import Model
 from simtool.strict_json import finite
 from simtool.temporary import beside
 
@@ -46,9 +47,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise OutputError(f"the folder {place} is not writable. Choose another output path.")
 
 
-def write_report(
-    folder: Path, model: ImplicitModel, report: dict[str, Any], *, overwrite: bool = False
-) -> None:
+def write_report(folder: Path, model: Model, report: dict[str, Any], *, overwrite: bool = False) -> None:
     """Write the report of ``model``; ``report`` holds the numbers of evaluate. Files are written beside the folder
     first and moved in when all are there, report.json last. Raises OutputError."""
     check_folder(folder, overwrite)
@@ -64,7 +63,7 @@ def write_report(
     content["report.html"] = text.readable(page).encode()
     full = report | {
         "nnz_by_block": _counts_json(counts),
-        "certificates": _certificates_json(model.certificates),
+        "certificates": _certificates_json(model.proofs),
         "fingerprints": model.fingerprints,
         "structure": model.structure,
         "made_with": finite(model.header_extra),
@@ -99,18 +98,16 @@ def _write(folder: Path, content: dict[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _tolerance(model: ImplicitModel) -> float | None:
+def _tolerance(model: Model) -> float | None:
     options = model.header_extra.get("options")
     value = options.get("tol") if isinstance(options, dict) else None
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
-def _draw(model: ImplicitModel, report: dict[str, Any]) -> dict[str, dict[str, bytes]]:
+def _draw(model: Model, report: dict[str, Any]) -> dict[str, dict[str, bytes]]:
     drawn = {"pattern": figures.encode(figures.draw_pattern(model))}
-    if model.certificates is not None and len(model.certificates):
-        drawn["certificates"] = figures.encode(
-            figures.draw_certificates(model.certificates, _tolerance(model))
-        )
+    if model.proofs is not None and len(model.proofs):
+        drawn["certificates"] = figures.encode(figures.draw_certificates(model.proofs, _tolerance(model)))
     attack = report["attack"]
     what, series = text.attack_values(report) if attack is not None else ("", {})
     if attack is not None and any(value is not None for value in series["model"].values()):
@@ -150,7 +147,7 @@ def _certificates_json(table: CertificateTable | None) -> dict[str, Any] | None:
     }
 
 
-def _how_made(model: ImplicitModel, report: dict[str, Any]) -> list[tuple[str, str]]:
+def _how_made(model: Model, report: dict[str, Any]) -> list[tuple[str, str]]:
     data = report["data"]
     rows = [
         ("structure", model.structure),

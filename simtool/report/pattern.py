@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from simtool.model import ImplicitModel
+from simtool.model import SparseLayers
+from simtool.stages.evaluate import Model, SparseNetwork
 
 OUTPUT = "output"
 
@@ -35,15 +36,19 @@ class BlockCounts:
         return np.asarray(self.counts / np.maximum(areas, 1))
 
 
-def whole(model: ImplicitModel) -> sparse.csr_array:
+def whole(model: Model) -> sparse.csr_array:
     """M (n + q, n + p)."""
+    if isinstance(model, SparseNetwork):
+        return sparse.csr_array(sparse.block_diag(model.layers.matrices, format="csr"))
     top = sparse.hstack([model.A, model.B], format="csr")
     bottom = sparse.hstack([model.C, model.D], format="csr")
     return sparse.csr_array(sparse.vstack([top, bottom], format="csr"))
 
 
-def bands(model: ImplicitModel) -> tuple[tuple[Band, ...], tuple[Band, ...]]:
+def bands(model: Model) -> tuple[tuple[Band, ...], tuple[Band, ...]]:
     """The row bands and the column bands of M."""
+    if isinstance(model, SparseNetwork):
+        return _layer_bands(model.layers)
     states = [Band(block.name, block.offset, block.size) for block in model.blocks]
     inputs = model.p - int(model.has_bias)
     columns = [*states, Band("input", model.n, inputs)]
@@ -52,7 +57,18 @@ def bands(model: ImplicitModel) -> tuple[tuple[Band, ...], tuple[Band, ...]]:
     return (*states, Band(OUTPUT, model.n, model.q)), tuple(columns)
 
 
-def count_blocks(model: ImplicitModel) -> BlockCounts:
+def _layer_bands(layers: SparseLayers) -> tuple[tuple[Band, ...], tuple[Band, ...]]:
+    """One band of rows and one of features for each layer."""
+    rows, columns = [], []
+    row = column = 0
+    for layer in layers.layers:
+        rows.append(Band(layer.name, row, layer.rows))
+        columns.append(Band(layer.name, column, layer.features))
+        row, column = row + layer.rows, column + layer.features
+    return tuple(rows), tuple(columns)
+
+
+def count_blocks(model: Model) -> BlockCounts:
     """Non-zeros of every pair of bands."""
     rows, columns = bands(model)
     matrix = whole(model)

@@ -10,6 +10,7 @@ import numpy as np
 from simtool.errors import InputError
 from simtool.model import ImplicitModel
 from simtool.networks import Network, NetworkSpec, load_network
+from simtool.stages.evaluate.sparse_network import SparseNetwork
 
 _log = logging.getLogger("simtool")
 # Below this relative error a model reproduces the network given so well that the network must be its own.
@@ -19,7 +20,7 @@ _SAME_NETWORK = 1e-3
 class Baseline:
     """A loaded baseline that fits ``model``. Raises InputError where its inputs or outputs do not."""
 
-    def __init__(self, spec: NetworkSpec, model: ImplicitModel) -> None:
+    def __init__(self, spec: NetworkSpec, model: ImplicitModel | SparseNetwork) -> None:
         # the samples are already in the model's shape, so that is what the network is offered
         self.network: Network = load_network(spec, model.input_shape)
         inputs = int(np.prod(self.network.input_shape))
@@ -34,7 +35,8 @@ class Baseline:
         self._recorded = model.baseline_nnz, model.baseline_bytes
         self._scaling = model.scaling if model.scaling is not None else np.ones(model.n)
         self._blocks = model.blocks
-        sizes = {node.name: node.size for node in self.network.graph.nodes}
+        found = self.network.outline.whole
+        sizes = {node.name: node.size for node in found.nodes} if found is not None else {}
         self.comparable = bool(model.blocks) and all(sizes.get(b.name) == b.size for b in model.blocks)
         if not self.comparable and model.blocks:
             _log.warning("the baseline's blocks are not the model's: state errors cannot be measured")
@@ -42,12 +44,12 @@ class Baseline:
     @property
     def nnz(self) -> int:
         """Non-zero explicit parameters of this network."""
-        return self.network.graph.baseline_nnz
+        return self.network.outline.baseline_nnz
 
     @property
     def bytes(self) -> int:
         """4 bytes for each of its explicit parameters."""
-        return 4 * self.network.graph.baseline_parameters
+        return 4 * self.network.outline.baseline_parameters
 
     @property
     def other_counts(self) -> bool:
@@ -85,6 +87,10 @@ class Baseline:
     def run(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """y (q, k) before the output map, and x (n, k) in the model's units, for inputs ``u`` without a bias row."""
         inputs = np.ascontiguousarray(u.T, dtype=np.float32).reshape(u.shape[1], *self.network.input_shape)
+        outline = self.network.outline
+        if not self.comparable and outline.output_tensor:
+            found = outline.output(self.network.tensors(inputs, (outline.output_tensor,)))
+            return found.y.T.astype(np.float64), None
         recorded = self.network.run(inputs)
         x: np.ndarray | None = None
         if self.comparable:

@@ -12,6 +12,7 @@ from simtool.progress import Progress
 from simtool.stages.evaluate.attacks import Attack, inversion_direction, perturb
 from simtool.stages.evaluate.baseline import Baseline
 from simtool.stages.evaluate.metrics import CLASSIFICATION, Relative, Score, classes_of, loss_gradient
+from simtool.stages.evaluate.sparse_network import SparseNetwork
 
 
 class Measurement:
@@ -22,7 +23,7 @@ class Measurement:
 
     def __init__(
         self,
-        model: ImplicitModel,
+        model: ImplicitModel | SparseNetwork,
         baseline: Baseline | None,
         task: str,
         labels: np.ndarray | None,
@@ -118,6 +119,7 @@ class Measurement:
         else:
             target = classes_of(forward.Y) if labels is None else labels
             gradient = loss_gradient(self.task, forward.Y, target)
+            assert isinstance(self.model, ImplicitModel)  # the stage refuses this attack for others
             direction = np.sign(input_gradient(self.model, u, forward, gradient))
         for key, epsilon in self.attack.epsilons:
             moved = perturb(u, direction, self.mask, epsilon, self.clip)

@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 
 from simtool.data import open_data
-from simtool.errors import OptionError
-from simtool.model import ImplicitModel, load_model, model_path, rho, sensitivity_norm
-from simtool.networks import NetworkSpec
+from simtool.errors import NoImplicitForm, OptionError
+from simtool.model import ImplicitModel, load_layers, load_model, model_path, rho, sensitivity_norm
+from simtool.networks import NetworkSpec, load_network
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.stages.evaluate.attacks import Attack, make_attack
 from simtool.stages.evaluate.baseline import Baseline
 from simtool.stages.evaluate.measure import Measurement
 from simtool.stages.evaluate.metrics import CLASSIFICATION, checked_labels, decide_task
+from simtool.stages.evaluate.sparse_network import SparseNetwork
 
 _log = logging.getLogger("simtool")
 _BATCH_NUMBERS = 2**21
+Model = ImplicitModel | SparseNetwork
 
 
 def measure_model(
@@ -38,7 +40,7 @@ def measure_model(
     samples: int | None = None,
     seed: int = 0,
     progress: Progress = NO_PROGRESS,
-) -> tuple[dict[str, Any], ImplicitModel]:
+) -> tuple[dict[str, Any], Model]:
     """Measure ``model`` on held-out ``data``.
 
     Parameters
@@ -60,7 +62,13 @@ def measure_model(
     if seed < 0:
         raise OptionError(f"--seed must not be negative, got {seed}. Pass 0 or any larger integer.")
     chosen = make_attack(attack, epsilons, fraction, gradient, seed) if attack is not None else None
-    loaded = model if isinstance(model, ImplicitModel) else load_model(model)
+    spec = NetworkSpec(baseline) if isinstance(baseline, str) else baseline
+    loaded = model if isinstance(model, ImplicitModel) else _load(model, spec)
+    if isinstance(loaded, SparseNetwork) and attack == "fgsm":
+        raise OptionError(
+            "--attack fgsm follows a gradient through an implicit form, which this model has not. Use --attack inversion, or leave "
+            "it out."
+        )
     source = open_data(data, split)
     indices = source.select(samples, seed)
     labels = np.asarray(source.labels()) if source.has_labels else None
@@ -68,7 +76,6 @@ def measure_model(
     if labels is not None:
         labels = labels[indices]
     targets = checked_labels(labels, task, loaded.q)
-    spec = NetworkSpec(baseline) if isinstance(baseline, str) else baseline
     reference = Baseline(spec, loaded) if spec is not None else None
     size = int(np.clip(_BATCH_NUMBERS // (loaded.n + loaded.p), 16, 1024))
 
@@ -96,6 +103,17 @@ def measure_model(
     return result, loaded
 
 
+def _load(model: str | Path, baseline: NetworkSpec | None) -> Model:
+    """The implicit model, or the network that ``baseline`` names with the sparse layers in it."""
+    try:
+        return load_model(model)
+    except NoImplicitForm:
+        layers = load_layers(model)
+        if baseline is None or layers is None:
+            raise
+    return SparseNetwork.of(layers, load_network(baseline, layers.input_shape))
+
+
 def _remarks(measured: Measurement) -> tuple[list[str], list[str]]:
     """(warnings, notes) for the report; also logged."""
     warnings = measured.idle_attacks()
@@ -121,7 +139,7 @@ def _range(batches: Any, count: int, progress: Progress) -> tuple[float, float]:
     return low, high
 
 
-def _compare_ranges(model: ImplicitModel, found: tuple[float, float]) -> None:
+def _compare_ranges(model: Model, found: tuple[float, float]) -> None:
     """Warn where these data were hardly transformed as those the model was made from."""
     known = model.header_extra.get("input_range")
     if not (isinstance(known, list | tuple) and len(known) == 2):
@@ -149,16 +167,14 @@ def _describe(attack: Attack, mask: np.ndarray, clip: tuple[float, float] | None
     }
 
 
-def _model_bytes(origin: str | Path | ImplicitModel, model: ImplicitModel) -> int:
+def _model_bytes(origin: str | Path | ImplicitModel, model: Model) -> int:
     if not isinstance(origin, ImplicitModel):
         return model_path(origin).stat().st_size
     with TemporaryDirectory() as folder:
-        return model.save(Path(folder) / "model.h5").stat().st_size
+        return origin.save(Path(folder) / "model.h5").stat().st_size
 
 
-def _result(
-    measured: Measurement, origin: str | Path | ImplicitModel, model: ImplicitModel
-) -> dict[str, Any]:
+def _result(measured: Measurement, origin: str | Path | ImplicitModel, model: Model) -> dict[str, Any]:
     if measured.samples == 0:
         raise OptionError("no samples were chosen. Pass --samples of at least 1, or data that hold some.")
     score, reference = measured.score, measured.baseline_score
@@ -168,7 +184,7 @@ def _result(
         drop = reference.accuracy - score.accuracy
     verdict = model.well_posedness()
     sparsity = model.sparsity if model.baseline_nnz else None
-    table = model.certificates
+    table = model.proofs
     classified = measured.task == CLASSIFICATION
     other = measured.baseline is not None and measured.baseline.other_counts
     made_from = "the network the model was made from" if other else "the baseline"
@@ -184,7 +200,7 @@ def _result(
         "baseline_mse": reference.mse,
         "accuracy_drop": drop,
         "agreement": measured.agreeing / measured.samples if compared and classified else None,
-        "nnz": model.nnz,
+        "nnz": model.parameters,
         "baseline_nnz": model.baseline_nnz,
         "sparsity": sparsity,
         "denominator": f"{model.baseline_nnz} non-zero explicit parameters of {made_from}, biases counted",
@@ -205,14 +221,14 @@ def _result(
         "robust_agreement": {
             key: count / measured.samples if classified else None for key, count in measured.unchanged.items()
         },
-        "rho": rho(model),
-        "s_norm_inf": sensitivity_norm(model),
+        "rho": rho(model) if isinstance(model, ImplicitModel) else None,
+        "s_norm_inf": sensitivity_norm(model) if isinstance(model, ImplicitModel) else None,
         "norm_a_inf": model.norm_a_inf,
         "norm_a_inf_raw": model.norm_a_inf_raw,
         "well_posed": verdict.well_posed,
         "well_posed_by": verdict.by,
         "structure": model.structure,
-        "rows": model.n + model.q,
+        "rows": model.n + model.q if table is None else len(table),
         "certified": None if table is None else int(table.certified.sum()),
         "max_relative_gap": None if table is None else table.max_relative_gap,
     }

@@ -46,5 +46,6 @@ def implicit_of(layers: SparseLayers, stored: StoredProgram | None) -> ImplicitM
         structure="layered",
         header_extra=layers.header_extra,
         parameters_nnz=layers.nnz,
+        layers=layers,
     )
     return replace(model, scale=model.rescaling())
