@@ -15,13 +15,12 @@ from simtool.model.wellposed import ComponentVerdict, Verdict
 
 __all__ = [
     "KINDS",
-    "SparseLayers",
-    "load_layers",
     "CertificateTable",
     "ComponentVerdict",
     "FixedPoint",
     "Forward",
     "ImplicitModel",
+    "SparseLayers",
     "Verdict",
     "affine",
     "affine_map",
@@ -31,6 +30,7 @@ __all__ = [
     "feedback",
     "feedback_pair",
     "input_gradient",
+    "load_layers",
     "load_model",
     "loop_gain",
     "model_path",
