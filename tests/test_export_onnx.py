@@ -208,6 +208,16 @@ def test_a_loop_that_does_not_converge_says_nan() -> None:
     assert np.isnan(found).all()
 
 
+def test_no_states_at_all(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    check(
+        ImplicitModel(
+            A=np.zeros((0, 0)), B=np.zeros((0, 5)), C=np.zeros((3, 0)), D=rng.normal(size=(3, 5)), blocks=()
+        ),
+        tmp_path,
+    )
+
+
 def test_a_wrong_file_is_found(tmp_path: Path) -> None:
     model = layered_model()
     onnx.save(to_onnx(model), tmp_path / "net.onnx")

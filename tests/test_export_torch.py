@@ -122,6 +122,36 @@ def test_gradients_where_only_the_matrix_measure_proves() -> None:
     check_gradients(model)
 
 
+def ring(n: int = 20) -> ImplicitModel:
+    """One long cycle: far fewer entries than n^2."""
+    model = free_model(n=n, p=3, q=2, activation="tanh")
+    few = {name: getattr(model, name).toarray() for name in "BC"}
+    few["B"][3:], few["C"][:, :-3] = 0.0, 0.0
+    return replace(model, A=0.9 * np.eye(n)[np.roll(np.arange(n), 1)], **few)
+
+
+def test_gradients_of_a_long_sparse_cycle() -> None:
+    check_gradients(ring())
+
+
+def test_frozen_values_need_no_gradient() -> None:
+    model = ring()
+    module = to_torch(model, dtype=torch.float64, options=TIGHT).requires_grad_(False)
+    inputs = torch.from_numpy(samples(model, 2)).requires_grad_()
+    assert torch.autograd.gradcheck(module, (inputs,), atol=1e-6)
+    assert module.A.grad is None
+
+
+def test_no_states_at_all() -> None:
+    model = layered_model()
+    flat = ImplicitModel(
+        A=np.zeros((0, 0)), B=np.zeros((0, 7)), C=np.zeros((3, 0)), D=model.D.toarray() + 1.0, blocks=()
+    )
+    inputs = samples(flat)
+    found = to_torch(flat, dtype=torch.float64)(torch.from_numpy(inputs)).detach().numpy()
+    np.testing.assert_allclose(found, flat.predict(inputs), rtol=1e-12)
+
+
 @settings(max_examples=25)
 @given(
     st.integers(0, 10**6),

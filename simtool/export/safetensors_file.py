@@ -107,5 +107,5 @@ def load_safetensors(path: str | Path) -> ImplicitModel:
             baseline_nnz=int(header["baseline_nnz"]),
             baseline_bytes=int(header["baseline_bytes"]),
         )
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except (InputError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FormatError(f"{source} holds an impossible model: {error}. Export it again.") from error

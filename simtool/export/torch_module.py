@@ -93,6 +93,16 @@ class _Component:
             self._values = values.copy()
         return self._model
 
+    def products(self, w: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """sum over samples of w_i x_j for every entry (i, j), from ``w`` and ``x`` (k, m)."""
+        rows, columns = self.entries.rows, self.entries.columns
+        if len(rows) * 8 > w.shape[0] ** 2:  # one product of BLAS, of which the pattern is taken
+            return np.asarray((w @ x.T)[rows, columns])
+        total = np.zeros(len(rows))
+        for one, other in zip(w.T, x.T, strict=True):
+            total += one[rows] * other[columns]
+        return total
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": None, "_values": None}
 
@@ -113,22 +123,15 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         component, found = ctx.component, ctx.found
         w = state_adjoint(ctx.model, found.Z, np.ascontiguousarray(_numbers(gradient).T), component.options)
-        rows, columns = component.entries.rows, component.entries.columns
-        k = component.shape[0]
-        if len(rows) * 8 > k * k:  # one product of BLAS, of which the pattern is taken
-            d_values = (w @ found.X.T)[rows, columns]
-        else:
-            d_values = np.zeros(len(rows))
-            for one, other in zip(w.T, found.X.T, strict=True):
-                d_values += one[rows] * other[columns]
 
         def back(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(gradient.device, gradient.dtype)
 
-        return back(d_values), back(w.T), None
+        values = back(component.products(w, found.X)) if ctx.needs_input_grad[0] else None
+        return values, back(w.T), None
 
 
 class _StepModule(nn.Module):
