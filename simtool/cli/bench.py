@@ -11,8 +11,30 @@ from simtool.cli.options import network_options, network_spec
 from simtool.cli.output import common_options, emit, progress_for
 
 
+class NumbersType(click.ParamType):
+    """``0.8,0.9`` as a tuple of numbers of one type."""
+
+    name = "numbers"
+
+    def __init__(self, number: type) -> None:
+        self.number = number
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.number(part) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(
+                f"{value!r} is no list of numbers such as {'1,1000' if self.number is int else '0.8,0.9'}."
+            )
+
+
 @click.group(
-    epilog="Example: simtool bench rows --quick", short_help="Speed beside other solvers, and of engines."
+    epilog="Example: simtool bench rows --quick",
+    short_help="Speed beside other solvers, of engines, and of inference.",
 )
 def command() -> None:
     """Measure simtool beside its peers, at equal certified accuracy, on this machine."""
@@ -163,3 +185,66 @@ def engines(
     )
     text, page = result.pop("text"), result.pop("markdown")
     emit(result, as_json, page.rstrip("\n") if markdown else text)
+
+
+@command.command(epilog="Example: simtool bench inference --network trained/mlp.onnx --data fashion-mnist")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="A run folder or its model.h5, as it is.",
+)
+@click.option("--network", metavar="NETWORK", help="A network, with its weights taken out to --sparsity.")
+@network_options()
+@click.option(
+    "--sizes",
+    multiple=True,
+    metavar="WIDTHS",
+    help="Widths of a ReLU network with random weights; repeatable. "
+    "[default: 784-64-32-16-10, 784-256-128-10, 784-1024-1024-10]",
+)
+@click.option(
+    "--sparsity",
+    type=NumbersType(float),
+    default="0.8,0.9,0.95",
+    show_default=True,
+    help="Fractions of each layer's weights that are 0.",
+)
+@click.option(
+    "--pattern",
+    type=click.Choice(["magnitude", "random"]),
+    default="magnitude",
+    show_default=True,
+    help="Which weights stay: the largest, or any.",
+)
+@click.option("--batch", type=NumbersType(int), default="1,1000", show_default=True, help="Samples a call.")
+@click.option("--data", metavar="DATA", help="Labelled inputs. [default: random numbers, no accuracy]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random."
+)
+@click.option("--repeats", type=int, default=15, show_default=True, help="Turns of every contender.")
+@click.option("--quick", is_flag=True, help="A small random network: whether it works, not how fast.")
+@click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
+@common_options
+def inference(
+    network: str | None,
+    model_arg: tuple[str, ...],
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    trust_model: bool,
+    markdown: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Sparse inference beside the same weights in dense layers (PyTorch, ONNX Runtime) and in scipy's CSR.
+
+    One process and one thread; contenders take turns, and medians are reported beside how far each one's outputs are
+    from the model's. A second table has the bytes that the weights take.
+    """
+    from simtool.bench.inference import InferenceBenchOptions, bench_inference
+
+    given = None if network is None else network_spec(network, model_arg, weights, input_shape, trust_model)
+    result = bench_inference(InferenceBenchOptions(network=given, **options), progress=progress_for(quiet))
+    text, page = result.pop("text"), result.pop("markdown")
+    emit(result, as_json, page if markdown else text)

@@ -4,7 +4,7 @@
 matrices compactly. ``ImplicitModel.predict`` stays the reference: it is in float64 and needs no compiler.
 """
 
-# from simtool.inference.compressed import Compressed, Sizes, compress, decompress, sizes
+from simtool.inference.compressed import Compressed, Sizes, compress, decompress, sizes
 from simtool.inference.plan import InferencePlan
 
 __all__ = ["Compressed", "InferencePlan", "Sizes", "compress", "decompress", "sizes"]

@@ -14,16 +14,17 @@ import numpy as np
 from simtool.inference.compiling import compiled
 from simtool.inference.lanes import (
     DENSE_ROWS,
+    LINE_BYTES,
     dense_row_of_one,
     dense_rows_over_lanes,
     row_of_one,
     row_over_lanes,
+    transpose_block,
 )
 
 # What is done to Y, by number.
 MAPS = {None: 0, "softmax": 1, "log_softmax": 2, "sigmoid": 3}
 FINITE, BAD_INPUT = -1, -2
-_LINE = 16  # samples that are transposed together: a line of the cache
 _ROOT_HALF = math.sqrt(0.5)
 _GELU_SCALE, _GELU_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
 
@@ -94,23 +95,19 @@ def activate(tile, row, code, parameter):
 @compiled
 def load(samples, first, count, tile, inputs):
     """Samples first to first + count as columns of ``tile``; the other columns are 0. Whether all are finite."""
-    largest = np.finfo(tile.dtype).max
-    wrong = 0
-    for start in range(0, tile.shape[1], _LINE):
-        have = min(_LINE, count - start)
-        if have == _LINE:
-            for j in range(inputs):
-                for t in range(_LINE):
-                    value = samples[first + start + t, j]
-                    tile[j, start + t] = value
-                    wrong += 0 if abs(value) <= largest else 1
-        else:
-            for j in range(inputs):
-                for t in range(_LINE):
-                    value = samples[first + start + t, j] if t < have else tile.dtype.type(0)
-                    tile[j, start + t] = value
-                    wrong += 0 if abs(value) <= largest else 1
-    return wrong == 0
+    zero = tile.dtype.type(0)
+    line = LINE_BYTES // tile.itemsize
+    wrong = zero
+    for start in range(0, tile.shape[1], line):
+        whole = inputs - inputs % line if start + line <= count else 0
+        for column in range(0, whole, line):
+            wrong += transpose_block(samples, first + start, column, tile, start)
+        for column in range(whole, inputs):
+            for t in range(start, start + line):
+                value = samples[first + t, column] if t < count else zero
+                tile[column, t] = value
+                wrong += value - value  # of Inf and NaN it is NaN
+    return wrong == zero
 
 
 @compiled

@@ -15,6 +15,7 @@ from numba.core import cgutils
 
 # 256 bytes of samples: four vectors of 512 bits or eight of 256, as many sums as hide the latency of an addition.
 LANE_BYTES = 256
+LINE_BYTES = 64  # a line of the cache
 DENSE_ROWS = 4
 _UNROLL = 4
 _INDEX = ir.IntType(64)
@@ -49,6 +50,19 @@ def _vector_at(builder: Any, data: Any, row: Any, width: Any, lane: Any, vector:
 def _add_product(builder: Any, total: Any, left: Any, right: Any) -> None:
     product = builder.fmul(left, right, flags=_FUSED)
     builder.store(builder.fadd(product, builder.load(total), flags=_FUSED), total)
+
+
+def _total(builder: Any, vector: Any, count: int) -> Any:
+    """The sum of the ``count`` numbers of ``vector``: the upper half onto the lower, again and again."""
+    while count > 1:
+        count //= 2
+        kind = ir.VectorType(ir.IntType(32), count)
+        lower, upper = (
+            builder.shuffle_vector(vector, vector, ir.Constant(kind, list(which)))
+            for which in (range(count), range(count, 2 * count))
+        )
+        vector = builder.fadd(lower, upper)
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
 @_intrinsic
@@ -153,17 +167,44 @@ def dense_row_of_one(typing: Any, weights: Any, first: Any, stride: Any, vector:
                 place = builder.gep(pointer, [builder.add(start, j)], inbounds=True)
                 parts.append(builder.load(builder.bitcast(place, vector.as_pointer()), align=size))
             _add_product(builder, total, *parts)
-        result = builder.load(total)
-        while count > 1:  # the upper half onto the lower
-            count //= 2
-            lower, upper = (
-                builder.shuffle_vector(
-                    result, result, ir.Constant(ir.VectorType(ir.IntType(32), count), list(which))
-                )
-                for which in (range(count), range(count, 2 * count))
-            )
-            result = builder.fadd(lower, upper)
-        return builder.extract_element(result, ir.Constant(ir.IntType(32), 0))
+        return _total(builder, builder.load(total), count)
+
+    return signature, codegen
+
+
+@_intrinsic
+def transpose_block(typing: Any, samples: Any, sample: Any, column: Any, tile: Any, lane: Any) -> Any:
+    """tile[column + j, lane + t] = samples[sample + t, column + j] for t, j < LINE_BYTES / itemsize, both C-contiguous.
+
+    Returns 0 where all of them are finite, else NaN. By interleaving pairs of vectors, a first of the lower half with one of the upper, as often as the
+    size has bits.
+    """
+    signature = samples.dtype(samples, sample, column, tile, lane)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scalar = context.get_value_type(sig.args[0].dtype)
+        size = sig.args[0].dtype.bitwidth // 8
+        count = LINE_BYTES // size
+        vector = ir.VectorType(scalar, count)
+        arrays = [context.make_array(sig.args[i])(context, builder, args[i]) for i in (0, 3)]
+        source, target = ((a.data, builder.extract_value(a.shape, 1)) for a in arrays)
+
+        def place(array: tuple[Any, Any], row: Any, offset: int, lane: Any) -> Any:
+            row = builder.add(row, ir.Constant(_INDEX, offset))
+            return _vector_at(builder, array[0], row, array[1], lane, vector)
+
+        rows = [builder.load(place(source, args[1], t, args[2]), align=size) for t in range(count)]
+        wrong = ir.Constant(vector, [0.0] * count)
+        for row in rows:
+            wrong = builder.fadd(wrong, builder.fsub(row, row))  # of Inf and NaN it is NaN
+        pairs = [[i + half + k for i in range(count // 2) for k in (0, count)] for half in (0, count // 2)]
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), count), pair) for pair in pairs]
+        for _ in range(count.bit_length() - 1):
+            halves = zip(rows[: count // 2], rows[count // 2 :], strict=True)
+            rows = [builder.shuffle_vector(a, b, mask) for a, b in halves for mask in masks]
+        for j, row in enumerate(rows):
+            builder.store(row, place(target, args[2], j, args[4]), align=size)
+        return _total(builder, wrong, count)
 
     return signature, codegen
 

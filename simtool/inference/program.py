@@ -10,10 +10,10 @@ from simtool.inference.schedule import Schedule, Step
 
 # Measured on one core with AVX-512 (Zen 4) at 3.2 GHz in float32; the rules follow from these figures.
 # Many samples: 27e9 products a second over stored entries (a vector from the second cache for each), 57e9 over all
-# entries of a dense block (BLAS: 45e9, so it is not called). One sample: .31 ns a stored entry; .042 ns an entry of a
-# dense row, .2 ns where it comes from memory.
+# entries of a dense block (BLAS: 45e9, so it is not called). One sample: dense rows are as fast as stored entries at a
+# density of .18 where the dense matrix stays in the caches, at .4 where it comes from memory.
 DENSE_MANY = 0.5
-DENSE_ONE, DENSE_ONE_LARGE = 0.14, 0.65
+DENSE_ONE, DENSE_ONE_LARGE = 0.18, 0.4
 _CACHED_BYTES = 2**22
 
 
