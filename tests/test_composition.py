@@ -266,6 +266,12 @@ def test_feedback_below_gain_one_is_proven_and_closes_the_loop(
     gain = np.random.default_rng(seed).normal(size=(p, q))
     whole_gain = loop_gain(model, gain)
     assert whole_gain is not None
+    a, b, c, d = (np.abs(getattr(model, x).toarray()) for x in "ABCD")
+    slope = lipschitz(model.blocks)[:, None]
+    sensitivity = (
+        c @ np.linalg.solve(np.eye(model.n) - slope * a, slope * b[:, :p]) + d[:, :p]
+    )  # IDL Theorem 4.2
+    assert whole_gain == pytest.approx((sensitivity @ np.abs(gain)).sum(axis=1).max(), rel=1e-6)
     gain = gain * share / whole_gain
     closed = feedback(model, gain)
     # Theorem 2.2 and the small-gain argument of loop_gain: the closed loop meets the Perron-Frobenius condition
