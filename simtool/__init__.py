@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from simtool.engines import EngineOptions
     from simtool.engines.slurm import SlurmOptions
     from simtool.errors import SimtoolError
+    from simtool.export.onnx_model import to_onnx
+    from simtool.export.torch_module import from_torch, to_torch
     from simtool.model import FixedPoint, ImplicitModel
     from simtool.model import load_model as load
     from simtool.networks import NetworkSpec
     from simtool.report import evaluate
     from simtool.stages.convert import convert
+    from simtool.stages.export import export as export_model
     from simtool.stages.extract import extract
     from simtool.stages.inspect import inspect
     from simtool.stages.predict import predict
@@ -46,6 +49,7 @@ _HOMES = {
     "cancel": ("simtool.stages.sparsify.status", "cancel"),
     "convert": ("simtool.stages.convert", "convert"),
     "evaluate": ("simtool.report", "evaluate"),
+    "export_model": ("simtool.stages.export", "export"),
     "extract": ("simtool.stages.extract", "extract"),
     "inspect": ("simtool.stages.inspect", "inspect"),
     "load": ("simtool.model", "load_model"),
@@ -54,7 +58,10 @@ _HOMES = {
     "replay": ("simtool.stages.replay", "replay"),
     "resume": ("simtool.stages.sparsify.stage", "resume"),
     "sparsify": ("simtool.stages.sparsify.stage", "sparsify"),
+    "from_torch": ("simtool.export.torch_module", "from_torch"),
     "status": ("simtool.stages.sparsify.status", "status"),
+    "to_onnx": ("simtool.export.onnx_model", "to_onnx"),
+    "to_torch": ("simtool.export.torch_module", "to_torch"),
 }
 
 __all__ = [
@@ -69,7 +76,9 @@ __all__ = [
     "cancel",
     "convert",
     "evaluate",
+    "export_model",
     "extract",
+    "from_torch",
     "inspect",
     "load",
     "open_states",
@@ -78,6 +87,8 @@ __all__ = [
     "resume",
     "sparsify",
     "status",
+    "to_onnx",
+    "to_torch",
 ]
 
 

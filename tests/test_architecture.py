@@ -24,7 +24,7 @@ WORDS = {
         "strict_json",
         "importing",
         "environment",
-        "status",
+        "row_status",
         "temporary",
     ),
     "__init__",

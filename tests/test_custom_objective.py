@@ -23,13 +23,13 @@ from simtool.errors import InputError, OptionError, SimtoolError, SpecChanged
 from simtool.model import load_model
 from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
+from simtool.row_status import RowStatus
 from simtool.solvers import native
 from simtool.solvers.backends import CLARABEL, SCS
 from simtool.solvers.custom import objective, proof, solve
 from simtool.solvers.custom.objective import OwnObjective
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
 from simtool.stages.sparsify.stage import sparsify
-from simtool.status import RowStatus
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "own_objectives.py"
 

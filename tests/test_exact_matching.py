@@ -25,12 +25,12 @@ from simtool.errors import OptionError
 from simtool.model import load_model
 from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
+from simtool.row_status import STATUSES, RowStatus
 from simtool.solvers import exact
 from simtool.solvers.backends import CLARABEL, SCS
 from simtool.stages.sparsify.answer import Task, answer
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of, resolve
 from simtool.stages.sparsify.stage import sparsify
-from simtool.status import STATUSES, RowStatus
 
 
 def make_exact(

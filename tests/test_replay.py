@@ -19,13 +19,13 @@ from simtool.certificate import certify
 from simtool.cli import main
 from simtool.errors import FormatError, InputError, OptionError, OutputError, SolverError
 from simtool.model import load_model
+from simtool.row_status import STATUSES, RowStatus
 from simtool.solvers import conic
 from simtool.stages.inspect import inspect
 from simtool.stages.replay import dump_row, is_dump, read_dump, replay
 from simtool.stages.sparsify.answer import Task, answer
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.stage import sparsify
-from simtool.status import STATUSES, RowStatus
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ COMMANDS = {
     "work": "One part of a run, for batch systems.",
     "evaluate": "Accuracy, sparsity and robustness of a model, as a report.",
     "predict": "Outputs of a model on data.",
+    "export": "A model, or its network with sparse weights, for other runtimes.",
     "convert": "The exact implicit form of a network.",
     "bench": "Speed beside other solvers, on this machine.",
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from simtool.cli.options import network_options, optional_network
 from simtool.cli.output import common_options, emit
 
 
@@ -22,6 +23,12 @@ from simtool.cli.output import common_options, emit
     help="net.onnx, net.safetensors (sparse), or net.pt2 (acyclic models).",
 )
 @click.option(
+    "--network",
+    metavar="NETWORK",
+    help="The network that MODEL came from: write it with the sparse weights in the place of its own (.onnx, .safetensors, .pt).",
+)
+@network_options()
+@click.option(
     "--dtype",
     type=click.Choice(["float32", "float64"]),
     default="float32",
@@ -30,11 +37,24 @@ from simtool.cli.output import common_options, emit
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @common_options
-def command(model: Path, output: Path, dtype: str, overwrite: bool, as_json: bool, quiet: bool) -> None:
+def command(
+    model: Path,
+    output: Path,
+    network: str | None,
+    model_arg: tuple[str, ...],
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    trust_model: bool,
+    dtype: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Write MODEL (a RUN folder or its model.h5) for another runtime, run the file there and compare its outputs."""
     from simtool.stages.export import export
 
-    result = export(model, output, dtype=dtype, overwrite=overwrite)
+    spec = optional_network(network, model_arg, weights, input_shape, trust_model)
+    result = export(model, output, network=spec, dtype=dtype, overwrite=overwrite)
     share = (
         f", {100 * result['sparsity']:.1f} % of the baseline's {result['baseline_nnz']} are gone"
         if result["baseline_nnz"]

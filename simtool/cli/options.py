@@ -109,3 +109,23 @@ def network_spec(
     from simtool.networks.network import NetworkSpec
 
     return NetworkSpec(network, tuple(model_arg), weights, input_shape, trust_model)
+
+
+def optional_network(
+    network: str | None,
+    model_arg: tuple[str, ...],
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    trust_model: bool,
+) -> NetworkSpec | None:
+    """The same where --network may be left out; its options may not come without it. Raises OptionError."""
+    from simtool.errors import OptionError
+
+    if network is not None:
+        return network_spec(network, model_arg, weights, input_shape, trust_model)
+    if model_arg or weights or input_shape or trust_model:
+        raise OptionError(
+            "--model-arg, --weights, --input-shape and --trust-model describe a network, which is missing. Pass --network NETWORK, or leave "
+            "them out."
+        )
+    return None

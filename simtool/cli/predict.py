@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from simtool.cli.options import data_options
+from simtool.cli.options import data_options, network_options, optional_network
 from simtool.cli.output import common_options, emit, progress_for
 
 
@@ -17,6 +17,12 @@ from simtool.cli.output import common_options, emit, progress_for
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options("test")
+@click.option(
+    "--network",
+    metavar="NETWORK",
+    help="The network that MODEL came from, where it holds sparse layers alone.",
+)
+@network_options()
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The .npz file to write."
 )
@@ -28,6 +34,11 @@ def command(
     split: str,
     samples: int | None,
     seed: int,
+    network: str | None,
+    model_arg: tuple[str, ...],
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    trust_model: bool,
     output: Path,
     overwrite: bool,
     as_json: bool,
@@ -42,6 +53,7 @@ def command(
         model,
         data,
         output=output,
+        network=optional_network(network, model_arg, weights, input_shape, trust_model),
         split=split,
         samples=samples,
         seed=seed,

@@ -155,7 +155,7 @@ def show(result: dict[str, Any], as_json: bool, tol: float) -> None:
 
 def _what_to_do(result: dict[str, Any], tol: float) -> str:
     """Why rows are not certified, and the remedy for each reason."""
-    from simtool.status import STATUSES
+    from simtool.row_status import STATUSES
 
     missed = result["rows"] - result["certified"]
     lines = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from simtool.errors import FormatError
-from simtool.status import STATUSES, RowStatus
+from simtool.row_status import STATUSES, RowStatus
 
 KINDS = ("duality-gap", "normal-equations", "fixed-support", "equality", "solver-gap")
 

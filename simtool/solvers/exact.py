@@ -27,10 +27,10 @@ from simtool.errors import SolverError
 from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
 from simtool.row_space import SingularSpace
+from simtool.row_status import RowStatus
 from simtool.solvers import native
 from simtool.solvers.backends import Backend, run_quietly
 from simtool.solvers.feasible import restore_feasibility
-from simtool.status import RowStatus
 
 # Directions of W weaker than this, relative to the strongest, are the rounding of float32 states.
 _FLOAT32_ROUNDING = float(np.finfo(np.float32).eps)

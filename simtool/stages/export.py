@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -11,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from simtool.errors import FormatError, OptionError, OutputError
+from simtool.errors import OptionError
+from simtool.export.ours import refuse_foreign
 from simtool.export.sizes import SPEED_NOTE, sizes
 from simtool.export.verify import probes, verify
 from simtool.hdf5 import output_error, writable_target
 from simtool.model import ImplicitModel, load_model, model_path
+from simtool.networks import NetworkSpec
+from simtool.stages.export_network import export_network
 from simtool.temporary import beside
 
 DTYPES = ("float32", "float64")
@@ -27,10 +29,14 @@ def export(
     model: str | Path | ImplicitModel,
     output: str | Path,
     *,
+    network: NetworkSpec | str | None = None,
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write ``model`` to ``output``, whose suffix says how: .onnx, .pt2 (acyclic models) or .safetensors (sparse).
+
+    With ``network``, the one that the model came from, that network is written with the sparse weights in the place of its own:
+    .onnx, or .safetensors and .pt, state_dicts that its class loads.
 
     The file is run over random inputs and corners of the inputs' range before it gets its name; outputs that differ from the
     model's by more than 1e-5, relative to max(1, |y|), are an InputError, and no file is left. ``overwrite`` replaces an
@@ -38,6 +44,9 @@ def export(
     the path, ConvergenceError where the model has no fixed point.
     """
     path = Path(output)
+    if network is not None:
+        spec = NetworkSpec(network) if isinstance(network, str) else network
+        return export_network(model, path, spec, dtype, overwrite)
     if path.suffix not in _FORMATS:
         raise OptionError(
             f"the output of export must end in one of {', '.join(_FORMATS)}, got {str(path)!r}. "
@@ -48,7 +57,7 @@ def export(
     source = None if isinstance(model, ImplicitModel) else model_path(model)
     writable_target(path, overwrite, inputs=[source])
     if path.exists():
-        _refuse_foreign(path)
+        refuse_foreign(path)
     loaded = model if isinstance(model, ImplicitModel) else load_model(model)
     return _export_implicit(loaded, path, dtype)
 
@@ -109,45 +118,3 @@ def _safetensors(model: ImplicitModel, path: Path, dtype: str, inputs: np.ndarra
 
 
 _FORMATS: dict[str, _Format] = {".onnx": _onnx, ".pt2": _program, ".safetensors": _safetensors}
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise OutputError unless export wrote ``path`` earlier: names of networks and of exports end alike."""
-    if not _OURS[path.suffix](path):
-        raise OutputError(
-            f"{path} was not written by export, so --overwrite does not replace it. Choose another output path."
-        )
-
-
-def _our_onnx(path: Path) -> bool:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        return bool(onnx.load(path, load_external_data=False).producer_name == "simtool")
-    except (DecodeError, OSError, ValueError):
-        return False
-
-
-def _our_program(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("extra/simtool.json") for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
-
-
-def _our_safetensors(path: Path) -> bool:
-    from simtool.export.safetensors_file import MADE_BY, metadata_of
-
-    try:
-        return metadata_of(path).get("made_by") == MADE_BY
-    except FormatError:
-        return False
-
-
-_OURS: dict[str, Callable[[Path], bool]] = {
-    ".onnx": _our_onnx,
-    ".pt2": _our_program,
-    ".safetensors": _our_safetensors,
-}

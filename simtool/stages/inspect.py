@@ -9,10 +9,11 @@ import numpy as np
 
 from simtool import hdf5
 from simtool.blocks import Block
-from simtool.errors import InputError, OptionError
-from simtool.model import KINDS, ImplicitModel, load_model
+from simtool.errors import InputError, NoImplicitForm, OptionError
+from simtool.model import ImplicitModel, load_layers, load_model
 from simtool.networks import NetworkSpec, load_network
 from simtool.stages import replay as replaying
+from simtool.stages.inspect_layers import certificate, layer_facts, layer_row, layer_table
 from simtool.stages.sparsify import elimination
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.work import Plan
@@ -49,8 +50,7 @@ def inspect(
         return found
     kind = hdf5.kind_of(place) if place.is_file() else None
     if kind == "model":
-        model = load_model(place)
-        return {"kind": "model", **_model(model)} if row is None else _row(model, row)
+        return {"kind": "model", **_model_file(place)} if row is None else _row_of(place, row)
     if row is not None:
         raise OptionError(f"--row needs a run folder or a model, {path} is neither.")
     if kind == "states":
@@ -132,19 +132,36 @@ def _states(path: Path) -> dict[str, Any]:
             "output_parents": list(header.output_parents),
             "network": header.network,
             "data": header.data,
+            "layers": layer_table([(layer.spec, None) for layer in states.layers]),
             "bytes": path.stat().st_size,
         }
 
 
+def _model_file(path: Path) -> dict[str, Any]:
+    """The implicit model in ``path``, or the layers where those are all there is."""
+    try:
+        return _model(load_model(path))
+    except NoImplicitForm:
+        layers = load_layers(path)
+        assert layers is not None
+        return layer_facts(layers)
+
+
+def _row_of(path: Path, row: int) -> dict[str, Any]:
+    layers = load_layers(path)
+    return _row(load_model(path), row) if layers is None else layer_row(layers, row)
+
+
 def _model(model: ImplicitModel) -> dict[str, Any]:
     verdict = model.well_posedness()
-    table = model.certificates
+    table = model.proofs
     return {
+        **({} if model.layers is None else layer_facts(model.layers)),
         "states": model.n,
         "inputs": model.p,
         "outputs": model.q,
         "structure": model.structure,
-        "nnz": model.nnz,
+        "nnz": model.parameters,
         "nnz_by_matrix": {name: int(getattr(model, name).nnz) for name in "ABCD"},
         "baseline_nnz": model.baseline_nnz,
         "sparsity": model.sparsity if model.baseline_nnz else None,
@@ -153,7 +170,7 @@ def _model(model: ImplicitModel) -> dict[str, Any]:
         "explanation": verdict.explanation,
         "norm_a_inf": model.norm_a_inf,
         "norm_a_inf_raw": model.norm_a_inf_raw,
-        "rows": model.n + model.q,
+        "rows": model.n + model.q if table is None else len(table),
         "certified": None if table is None else int(table.certified.sum()),
         "statuses": None if table is None else table.count_by_status(),
         "max_relative_gap": None if table is None else float(table.relative_gap.max(initial=0.0)),
@@ -175,7 +192,7 @@ def _run(folder: RunFolder, row: int | None) -> dict[str, Any]:
                 f"{folder.path} is not finished ({done} of {len(plan.shards)} shards), so it has no rows to show. "
                 "Run the same simtool sparsify command again to finish it."
             )
-        return _row(load_model(folder.model), row)
+        return _row_of(folder.model, row)
     timing = folder.read_timing()
     return {
         "kind": "run",
@@ -187,7 +204,7 @@ def _run(folder: RunFolder, row: int | None) -> dict[str, Any]:
         "environment": spec["environment"],
         "result": None if timing is None else timing.get("result"),
         "elimination": elimination.read(folder),
-        "model": _model(load_model(folder.model)) if folder.model.exists() else None,
+        "model": _model_file(folder.model) if folder.model.exists() else None,
     }
 
 
@@ -202,21 +219,6 @@ def _row(model: ImplicitModel, row: int) -> dict[str, Any]:
         ),
         f"output {row - model.n}",
     )
-    table = model.certificates
-    proof = None
-    if table is not None:
-        proof = {
-            "certified": bool(table.certified[row]),
-            "status": table.status_of(row).label,
-            "remedy": table.status_of(row).value,
-            "kind": KINDS[int(table.kind[row])],
-            "primal": float(table.primal[row]),
-            "dual": float(table.dual[row]),
-            "relative_gap": float(table.relative_gap[row]),
-            "kappa_slack": float(table.kappa_slack[row]),
-            "multiplier": float(table.multiplier[row]),
-            "projection_error": float(table.projection_error[row]),
-        }
     return {
         "kind": "row",
         "row": row,
@@ -226,5 +228,5 @@ def _row(model: ImplicitModel, row: int) -> dict[str, Any]:
         "l1_norm_a": float(np.abs(values[indices < model.n]).sum()),
         "indices": indices.tolist(),
         "values": values.tolist(),
-        "certificate": proof,
+        "certificate": certificate(model.certificates, row),
     }

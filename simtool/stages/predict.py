@@ -13,9 +13,11 @@ import numpy as np
 from simtool.data import open_data
 from simtool.errors import OptionError, OutputError
 from simtool.hdf5 import output_error, writable_target
-from simtool.model import ImplicitModel, load_model
+from simtool.model import ImplicitModel
 from simtool.model.implicit import apply_output_map
+from simtool.networks import NetworkSpec
 from simtool.progress import NO_PROGRESS, Progress
+from simtool.stages.evaluate import load_runnable
 from simtool.stages.evaluate.metrics import CLASSIFICATION, classes_of, decide_task
 from simtool.temporary import beside
 
@@ -28,6 +30,7 @@ def predict(
     data: str,
     *,
     output: str | Path,
+    network: NetworkSpec | str | None = None,
     split: str = "test",
     samples: int | None = None,
     seed: int = 0,
@@ -37,7 +40,7 @@ def predict(
     """Write ``outputs`` (m, q) after the output map, ``indices`` (m,) of the samples, ``classes`` (m,) for a classifier
     and ``labels`` where the data have them. The file appears whole or not at all.
 
-    ``overwrite`` replaces an earlier output of predict, nothing else. Raises InputError for a model or data that do not
+    ``network`` is the one that a model of layers alone belongs to. ``overwrite`` replaces an earlier output of predict, nothing else. Raises InputError for a model or data that do not
     fit, OptionError for a name that does not end in .npz, OutputError for the file, ConvergenceError where the model
     has no fixed point.
     """
@@ -51,7 +54,8 @@ def predict(
     writable_target(path, overwrite)
     if path.exists() or path.is_symlink():
         _check_replaceable(path, model, data)
-    loaded = model if isinstance(model, ImplicitModel) else load_model(model)
+    spec = NetworkSpec(network) if isinstance(network, str) else network
+    loaded = model if isinstance(model, ImplicitModel) else load_runnable(model, spec)
     source = open_data(data, split)
     indices = source.select(samples, seed)
     labels = np.asarray(source.labels()) if source.has_labels else None

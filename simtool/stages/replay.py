@@ -18,16 +18,17 @@ from simtool.certificate import KINDS
 from simtool.design import Design
 from simtool.engines.shards import write_bytes
 from simtool.errors import FormatError, InputError, OptionError, OutputError
-from simtool.model import load_model
+from simtool.model import load_layers, load_model
 from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
+from simtool.row_status import STATUSES, RowStatus
 from simtool.stages.sparsify import constraints
 from simtool.stages.sparsify.answer import Answer, Task, answer, judge, statuses
 from simtool.stages.sparsify.elimination import kept_features
 from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.structure import RowGroup
 from simtool.stages.sparsify.work import Plan, constraints_of, kept_group, problems
-from simtool.states import open_states
-from simtool.status import STATUSES, RowStatus
+from simtool.states import States, open_states
 
 MAGIC = "simtool-row"
 _VERSION = 1
@@ -39,8 +40,8 @@ class RowDump:
 
     Attributes
     ----------
-    row : its number in [Z; Y]
-    features : (d,) numbers in [X; U] of the rows of W
+    row : its number in [Z; Y], or among the rows of all layers
+    features : (d,) numbers in [X; U], or among the features of its layer, of the rows of W
     problem : the convex problem
     task : objective, match, solver, tolerance
     design : (d, m) W as the states file holds it
@@ -75,7 +76,10 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
         raise InputError(
             f"{folder.path} is not finished. Run the same simtool sparsify command again to finish it."
         )
-    indices, values = load_model(folder.model).row(row)  # also says which rows there are
+    layers = load_layers(folder.model) if plan.layers else None
+    indices, values = (load_model(folder.model) if layers is None else layers).row(
+        row
+    )  # also says which there are
     shard = next(shard for shard in plan.shards if shard.start <= row < shard.stop)
     group, asked = kept_group(plan, shard, kept_features(folder, plan)), constraints_of(folder, plan)
     ((_, usable),) = constraints.pieces(
@@ -89,18 +93,30 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
                 f"{states} is not the file that {folder.path} was made from (its content hash is "
                 f"{source.content_sha256()[:12]}, the run's {expected[:12]}). Pass the run's own states file with --states."
             )
-        own, inputs = (
-            group.features[group.features < plan.n],
-            group.features[group.features >= plan.n] - plan.n,
-        )
-        w = np.concatenate([np.asarray(source.X[:])[own], np.asarray(source.U[:])[inputs]])
-        z = source.Z[row : row + 1] if row < plan.n else source.Y[row - plan.n : row - plan.n + 1]
+        w, z = _arrays(source, plan, group, row)
         design = Design(w, sample_weight=asked.sample_weight)
-        rows = problems(plan, group, np.array([row]), design, np.asarray(z), asked.mask)
-    stored = np.zeros(group.features.size)
-    stored[np.searchsorted(group.features, indices)] = values
-    _write(target, RowDump(row, group.features, w, rows, plan.task(group), stored))
+        rows = problems(plan, group, np.array([row]), design, z, asked.mask)
+    features = group.features - plan.banks[group.bank].features[0]
+    stored = np.zeros(features.size)
+    stored[np.searchsorted(features, indices)] = values
+    _write(target, RowDump(row, features, w, rows, plan.task(group), stored))
     return target
+
+
+def _arrays(source: States, plan: Plan, group: RowGroup, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """W (d, m) of the features of ``group``, and the target (1, m) of ``row``."""
+    if plan.layers:
+        layer, bank = source.layers[group.bank], plan.banks[group.bank]
+        own = row - bank.rows[0]
+        w = np.asarray(layer.design[:])[group.features - bank.features[0]]
+        return w, np.asarray(layer.targets[own : own + 1])
+    states, inputs = (
+        group.features[group.features < plan.n],
+        group.features[group.features >= plan.n] - plan.n,
+    )
+    w = np.concatenate([np.asarray(source.X[:])[states], np.asarray(source.U[:])[inputs]])
+    z = source.Z[row : row + 1] if row < plan.n else source.Y[row - plan.n : row - plan.n + 1]
+    return w, np.asarray(z)
 
 
 def _write(path: Path, dump: RowDump) -> None:

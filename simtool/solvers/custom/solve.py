@@ -19,13 +19,13 @@ from simtool.equality import MATCH_TOLERANCE
 from simtool.errors import SolverError
 from simtool.problem import RowSet
 from simtool.row_space import SingularSpace
+from simtool.row_status import RowStatus
 from simtool.solvers.backends import Backend, require, run_quietly
 from simtool.solvers.custom.objective import OwnObjective, require_dpp
 from simtool.solvers.custom.program import Frame, unit_of
 from simtool.solvers.custom.proof import Judge
 from simtool.solvers.exact import Matched
 from simtool.solvers.feasible import restore_feasibility
-from simtool.status import RowStatus
 
 # What may count as zero beside the largest coefficient.
 _ZERO_CUTS = (1e-5, 1e-6, 1e-7, 1e-8, 0.0)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
 from simtool.blocks import Block
-from simtool.errors import InputError
-from simtool.model import CertificateTable, Forward, SparseLayers
+from simtool.errors import InputError, NoImplicitForm
+from simtool.model import CertificateTable, Forward, ImplicitModel, SparseLayers, load_layers, load_model
 from simtool.model.wellposed import Verdict
-from simtool.networks import Network
+from simtool.networks import Network, NetworkSpec, load_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,3 +113,20 @@ class SparseNetwork:
         return Verdict(
             True, "acyclic", (), "the network computes its values one after another, none feeds itself"
         )
+
+
+Model = ImplicitModel | SparseNetwork
+
+
+def load_runnable(model: str | Path, network: NetworkSpec | None) -> Model:
+    """The implicit model in a file, or ``network`` with the sparse layers in it where the file holds those alone.
+
+    Raises NoImplicitForm where the network is needed and missing, and whatever loading raises.
+    """
+    try:
+        return load_model(model)
+    except NoImplicitForm:
+        layers = load_layers(model)
+        if network is None or layers is None:
+            raise
+    return SparseNetwork.of(layers, load_network(network, layers.input_shape))

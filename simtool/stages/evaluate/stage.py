@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 
 from simtool.data import open_data
-from simtool.errors import NoImplicitForm, OptionError
-from simtool.model import ImplicitModel, load_layers, load_model, model_path, rho, sensitivity_norm
-from simtool.networks import NetworkSpec, load_network
+from simtool.errors import OptionError
+from simtool.model import ImplicitModel, model_path, rho, sensitivity_norm
+from simtool.networks import NetworkSpec
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.stages.evaluate.attacks import Attack, make_attack
 from simtool.stages.evaluate.baseline import Baseline
 from simtool.stages.evaluate.measure import Measurement
 from simtool.stages.evaluate.metrics import CLASSIFICATION, checked_labels, decide_task
-from simtool.stages.evaluate.sparse_network import SparseNetwork
+from simtool.stages.evaluate.sparse_network import Model, SparseNetwork, load_runnable
 
 _log = logging.getLogger("simtool")
 _BATCH_NUMBERS = 2**21
-Model = ImplicitModel | SparseNetwork
 
 
 def measure_model(
@@ -63,7 +62,7 @@ def measure_model(
         raise OptionError(f"--seed must not be negative, got {seed}. Pass 0 or any larger integer.")
     chosen = make_attack(attack, epsilons, fraction, gradient, seed) if attack is not None else None
     spec = NetworkSpec(baseline) if isinstance(baseline, str) else baseline
-    loaded = model if isinstance(model, ImplicitModel) else _load(model, spec)
+    loaded = model if isinstance(model, ImplicitModel) else load_runnable(model, spec)
     if isinstance(loaded, SparseNetwork) and attack == "fgsm":
         raise OptionError(
             "--attack fgsm follows a gradient through an implicit form, which this model has not. Use --attack inversion, or leave "
@@ -101,17 +100,6 @@ def measure_model(
     result["warnings"], result["notes"] = _remarks(measurement)
     result["attack_mask"] = measurement.mask.tolist() if chosen is not None else None
     return result, loaded
-
-
-def _load(model: str | Path, baseline: NetworkSpec | None) -> Model:
-    """The implicit model, or the network that ``baseline`` names with the sparse layers in it."""
-    try:
-        return load_model(model)
-    except NoImplicitForm:
-        layers = load_layers(model)
-        if baseline is None or layers is None:
-            raise
-    return SparseNetwork.of(layers, load_network(baseline, layers.input_shape))
 
 
 def _remarks(measured: Measurement) -> tuple[list[str], list[str]]:

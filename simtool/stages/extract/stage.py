@@ -156,7 +156,7 @@ def _program_of(network: Network, layers: tuple[Recorded, ...]) -> Callable[[h5p
         return None
 
     def write(file: h5py.File) -> None:
-        store(file, found.program, found.shapes, found.input_shape, found.layers)
+        store(file, found.program, found.layouts, found.input_shape, found.layers)
 
     return write
 

@@ -20,8 +20,8 @@ from simtool.equality import certify_equality, outside
 from simtool.errors import OptionError
 from simtool.importing import is_reference
 from simtool.problem import RowSet
+from simtool.row_status import RowStatus
 from simtool.solvers import backends
-from simtool.status import RowStatus
 
 
 @dataclass(frozen=True)
