@@ -30,7 +30,7 @@ class LayerSpec:
     name : unique among the network's layers
     kind : one of KINDS
     weight : the network's own name of the weight
-    weight_shape : of that tensor, as the network stores it
+    weight_shape : of that tensor, as the network stores it; a linear layer's with more than two axes is a matrix of all its rows
     rows_first : a linear layer's weight is stored as (rows, features); False: (features, rows). True for convolutions
     start : a linear layer's rows are ``start : start + rows`` of the tensor, as in a packed projection
     alpha : the layer multiplies its weight by it
@@ -72,6 +72,8 @@ class LayerSpec:
             problem = f"its factors are {self.alpha} and {self.beta}"
         elif self.kind == "linear":
             whole = self.weight_shape if self.rows_first else self.weight_shape[::-1]
+            if len(whole) > 2 and self.rows_first:
+                whole = (prod(whole[:-1]), whole[-1])
             if len(whole) != 2 or whole[1] != self.fan_in or self.start + self.rows > whole[0]:
                 problem = f"a weight of shape {self.weight_shape} has no rows {self.start}..{self.start + self.rows}"
         elif len(self.weight_shape) < 3 or prod(self.weight_shape) != self.rows * self.fan_in:
@@ -110,7 +112,7 @@ class LayerSpec:
         """The rows (rows, features) float64 that the network's own tensors stand for."""
         table = np.asarray(weight, dtype=np.float64)
         if self.kind == "linear":
-            table = (table if self.rows_first else table.T)[self.start : self.start + self.rows]
+            table = (table.reshape(-1, self.fan_in) if self.rows_first else table.T)[self._span]
         elif self.kind == "transposed-convolution":
             table = self._turned(table)
         found = np.zeros((self.rows, self.features))
@@ -132,12 +134,12 @@ class LayerSpec:
             rows = slice(group * self.group_rows, (group + 1) * self.group_rows)
             table[rows] = matrix[rows, group * self.fan_in : (group + 1) * self.fan_in]
         table /= self.alpha
-        changed = np.array(weight)
+        changed = np.array(weight, order="C")
         if self.kind == "linear":
             if self.rows_first:
-                changed[self.start : self.start + self.rows] = table
+                changed.reshape(-1, self.fan_in)[self._span] = table
             else:
-                changed[:, self.start : self.start + self.rows] = table.T
+                changed[:, self._span] = table.T
         elif self.kind == "transposed-convolution":
             outs = self.weight_shape[1]
             split = table.reshape(self.groups, outs, self.weight_shape[0] // self.groups, -1)
@@ -147,7 +149,7 @@ class LayerSpec:
         result = {self.weight: changed}
         if self.bias is not None:
             assert bias is not None
-            shifted = np.array(bias)
+            shifted = np.array(bias, order="C")
             shifted.reshape(-1)[self._span] = matrix[:, -1] / self.beta
             result[self.bias] = shifted
         return result

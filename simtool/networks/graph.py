@@ -32,6 +32,9 @@ class AffineForm:
 
     def apply(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """The form's value (k, size) at the sources' ``values``, each (k, its size)."""
+        if not self.terms:
+            count = len(next(iter(values.values())))
+            return np.broadcast_to(0.0 if self.bias is None else self.bias, (count, self.size))
         total = sum((operator.apply(values[source]) for source, operator in self.terms), start=np.zeros(()))
         if self.bias is not None:
             total = total + self.bias

@@ -6,14 +6,15 @@ the network may be anything that its own runtime computes (attention, layer norm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
 import numpy as np
 
 from simtool.layers import LayerSpec
+from simtool.networks.layouts import Layout
 from simtool.networks.operators import Shape, Window
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic.layers import windows_of
@@ -21,7 +22,10 @@ from simtool.networks.symbolic.layers import windows_of
 
 @dataclass(frozen=True)
 class Use:
-    """One operator that a layer stands for: the tensors it reads and gives, and for a convolution its windows."""
+    """One operator that a layer stands for: the tensors it reads and gives, and for a convolution its windows.
+
+    The shapes are those of one entry of the samples' axis; ``factor`` such entries belong to each sample.
+    """
 
     op: Op
     source: str
@@ -29,6 +33,7 @@ class Use:
     in_shape: Shape
     out_shape: Shape
     windows: tuple[Window, ...] = ()
+    factor: int = 1
 
     @cached_property
     def seen(self) -> np.ndarray:
@@ -66,9 +71,16 @@ class Layer:
         """The teacher's rows (rows, features)."""
         return self.spec.matrix(self.weight, self.bias)
 
-    def positions(self, count: Callable[[str], int]) -> int:
-        """Positions of one sample, over all uses; ``count`` says how many samples of a tensor's own a sample holds."""
-        return sum(self._places(use) * count(use.source) for use in self.uses)
+    def positions(self, count: Callable[[str], int] | None = None) -> int:
+        """Positions of one sample, over all uses; ``count`` may say how many entries of a tensor's first axis a sample has."""
+        return sum(
+            self._places(use) * (use.factor if count is None else count(use.source)) for use in self.uses
+        )
+
+    def with_tensors(self, tensors: Mapping[str, np.ndarray]) -> Layer:
+        """The same layer with its weight and bias taken from ``tensors``."""
+        bias = None if self.spec.bias is None else tensors[self.spec.bias]
+        return replace(self, weight=tensors[self.spec.weight], bias=bias)
 
     def _places(self, use: Use) -> int:
         return prod(use.out_shape[:-1]) if self.spec.kind == "linear" else prod(use.out_shape[1:])
@@ -112,11 +124,17 @@ class Found:
     layers: tuple[Layer, ...]
     left: tuple[tuple[Op, str], ...]
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The program's tensors that hold what feeds the layers and what they give."""
+        names = [name for layer in self.layers for use in layer.uses for name in (use.source, use.result)]
+        return tuple(dict.fromkeys(names))
+
 
 @dataclass
 class _Finder:
     program: Program
-    shapes: Mapping[str, Shape | None]
+    layouts: Mapping[str, Layout | None]
     tensors: Mapping[str, np.ndarray]
 
     def __post_init__(self) -> None:
@@ -130,41 +148,66 @@ class _Finder:
         groups: dict[tuple[object, ...], list[tuple[LayerSpec, Use]]] = {}
         left: list[tuple[Op, str]] = []
         for op in self.program.ops:
-            if op.kind not in ("linear", "matmul", "convolution") or len(op.inputs) < 2:
+            why = self._no_layer(op)
+            if why is not None:
+                left += [(op, why)] if why else []
                 continue
-            if op.inputs[1] not in self.program.constants:
-                continue  # the product of two values
             try:
                 spec, use = self._one(op)
             except ValueError as error:
                 left.append((op, str(error)))
                 continue
-            key = (spec.weight, spec.start, spec.bias, spec.kind, spec.groups, spec.alpha, spec.beta)
-            groups.setdefault(key, []).append((spec, use))
-        taken: list[tuple[LayerSpec, tuple[Use, ...]]] = []
-        for members in groups.values():
-            why = self._shared_elsewhere(members)
-            if why:
-                left += [(use.op, why) for _, use in members]
-                continue
-            spec = members[0][0]
-            reads, gives = (
-                any(getattr(s, name) for s, _ in members) for name in ("reads_input", "is_output")
+            key = (
+                spec.weight,
+                spec.rows_first,
+                spec.start,
+                spec.rows,
+                spec.bias,
+                spec.groups,
+                spec.alpha,
+                spec.beta,
             )
-            changed = {**spec.__dict__, "reads_input": reads, "is_output": gives}
-            taken.append((LayerSpec(**changed), tuple(use for _, use in members)))
-        layers = []
-        for spec, uses in taken:
+            groups.setdefault((spec.kind, *key), []).append((spec, use))
+        taken: list[Layer] = []
+        for members in groups.values():
+            spec, uses = members[0][0], tuple(use for _, use in members)
+            objection = self._read_elsewhere(spec, uses) or self._shared(spec, groups.values())
+            if objection:
+                left += [(use.op, objection) for use in uses]
+                continue
+            reads = any(member.reads_input for member, _ in members)
+            gives = any(member.is_output for member, _ in members)
+            spec = replace(spec, reads_input=reads, is_output=gives)
             bias = None if spec.bias is None else self.tensors[spec.bias]
-            layers.append(Layer(spec, uses, self.tensors[spec.weight], bias))
-        return Found(tuple(layers), tuple(left))
+            taken.append(Layer(spec, uses, self.tensors[spec.weight], bias))
+        return Found(tuple(taken), tuple(left))
+
+    def _no_layer(self, op: Op) -> str | None:
+        """None for an operator that may be a layer, else why it is none, "" where nobody would think so."""
+        constants = [name for name in op.inputs if np.ndim(self.program.constants.get(name, 0.0)) > 1]
+        weights = sorted({root for name in constants for root in self.program.roots.get(name, ())})
+        if op.kind in ("linear", "matmul", "convolution") and len(op.inputs) > 1:
+            if op.inputs[1] in self.program.constants:
+                return None
+            return "its weight stands before what it multiplies" if weights else ""
+        if op.kind != "unsupported" or not weights:
+            return ""
+        return (
+            op.attributes.get("why")
+            or f"it reads the weight {weights[0]}, but is no linear layer that is known"
+        )
 
     def _one(self, op: Op) -> tuple[LayerSpec, Use]:
         source, weight = op.inputs[:2]
         result, bias = op.output, op.inputs[2] if len(op.inputs) > 2 else None
-        in_shape, out_shape = self._shape(source), self._shape(result)
+        layout, given = self._layout(source), self._layout(result)
+        in_shape, out_shape = layout.shape, given.shape
+        if (layout.axis, layout.outer, layout.inner) != (given.axis, given.outer, given.inner):
+            raise ValueError("its samples lie elsewhere than those of its operand")
         if 0 in (*in_shape, *out_shape):
             raise ValueError("it has the width 0")
+        if op.kind != "convolution" and layout.axis == len(in_shape):
+            raise ValueError("it takes its values from different samples")
         root = self._root(weight)
         stored, constant = self.tensors[root], self.program.constants[weight]
         alpha, beta = (float(op.attributes.get(name, 1.0)) for name in ("alpha", "beta"))
@@ -173,6 +216,8 @@ class _Finder:
         rows_first, start, groups = True, 0, 1
         windows: tuple[Window, ...] = ()
         if op.kind == "convolution":
+            if layout.axis:
+                raise ValueError(f"its samples lie on axis {layout.axis}")
             kind = "transposed-convolution" if op.attributes["transposed"] else "convolution"
             if stored.shape != constant.shape or not np.array_equal(stored, constant):
                 raise ValueError("its kernel is computed from the network's weights")
@@ -189,7 +234,7 @@ class _Finder:
             rows_first, start = _place(stored, table)
             rows, fan_in = table.shape
             if bias is None:
-                result, bias = self._added(op, rows)
+                result, bias = self._added(op, start, rows)
         bias_root: str | None = None
         bias_shape: Shape = ()
         if bias is not None:
@@ -219,19 +264,19 @@ class _Finder:
             is_output=result in self._outputs,
             columns=1,
         )
-        return spec, Use(op, source, result, in_shape, out_shape, windows)
+        return spec, Use(op, source, result, in_shape, out_shape, windows, layout.factor)
 
     @staticmethod
     def _rows(stored: np.ndarray, rows_first: bool, kind: str, groups: int) -> int:
         if kind == "linear":
-            return int(stored.shape[0] if rows_first else stored.shape[1])
+            return int(stored.size // stored.shape[-1] if rows_first else stored.shape[-1])
         return int(stored.shape[1] * groups if kind == "transposed-convolution" else stored.shape[0])
 
-    def _shape(self, name: str) -> Shape:
-        shape = self.shapes.get(name)
-        if not shape:
+    def _layout(self, name: str) -> Layout:
+        layout = self.layouts.get(name)
+        if layout is None or not layout.shape:
             raise ValueError(f"the samples of {name} cannot be told apart")
-        return shape
+        return layout
 
     def _root(self, name: str) -> str:
         roots = self.program.roots.get(name, frozenset())
@@ -239,7 +284,7 @@ class _Finder:
             raise ValueError(f"{name} is computed from {len(roots)} of the network's weights, one is needed")
         return next(iter(roots))
 
-    def _added(self, op: Op, rows: int) -> tuple[str, str | None]:
+    def _added(self, op: Op, start: int, rows: int) -> tuple[str, str | None]:
         """The result and the bias of a matrix product that only an addition of a vector of parameters reads."""
         readers = self.readers.get(op.output, [])
         if len(readers) == 1 and readers[0].kind == "add" and self.program.output != op.output:
@@ -248,13 +293,11 @@ class _Finder:
             value = self.program.constants.get(other) if other is not None else None
             roots = self.program.roots.get(other or "", frozenset())
             plain = float(add.attributes.get("alpha", 1.0)) == 1.0
-            if (
-                value is not None
-                and value.size == rows
-                and value.shape[-1:] == (rows,)
-                and len(roots) == 1
-                and plain
-            ):
+            if value is None or value.shape[-1:] != (rows,) or value.size != rows or not plain:
+                return op.output, None
+            root = self.tensors.get(next(iter(roots), ""), np.empty(0)) if len(roots) == 1 else np.empty(0)
+            same = np.array_equal(root.reshape(-1)[start : start + rows], value.reshape(-1))
+            if same and self.layouts.get(add.output) == self.layouts.get(op.output):
                 return add.output, other
         return op.output, None
 
@@ -275,35 +318,63 @@ class _Finder:
             found.add(op.inputs[0])
         return found
 
-    def _shared_elsewhere(self, members: list[tuple[LayerSpec, Use]]) -> str | None:
-        """Why a weight that other operators read too (tied embeddings) is not replaced."""
-        own = {id(use.op) for _, use in members}
-        spec = members[0][0]
+    def _read_elsewhere(self, spec: LayerSpec, uses: tuple[Use, ...]) -> str | None:
+        """Why a weight or bias that other operators read too (tied embeddings) is not replaced."""
+        own = {id(use.op) for use in uses} | {id(self.producers[use.result]) for use in uses}
         for constant, roots in self.program.roots.items():
-            if spec.weight not in roots:
+            tensor = next((name for name in (spec.weight, spec.bias) if name in roots), None)
+            if tensor is None:
                 continue
             for op in self.readers.get(constant, []):
                 if id(op) in own or op.kind in ("linear", "matmul", "convolution"):
                     continue
-                return f"its weight {spec.weight} is read by {op.title} too"
+                # Another part of a packed bias may well be added elsewhere.
+                all_read = self.program.constants[constant].size == self.tensors[tensor].size
+                if tensor == spec.weight or all_read or spec.rows == prod(spec.bias_shape):
+                    return f"its {tensor} is read by {op.title} too"
+        return None
+
+    @staticmethod
+    def _shared(spec: LayerSpec, groups: Collection[list[tuple[LayerSpec, Use]]]) -> str | None:
+        """Why a weight or bias with rows that another layer has too (a matrix and its transpose) is not replaced."""
+        for other in (members[0][0] for members in groups):
+            apart = other.rows_first == spec.rows_first and (
+                other.start + other.rows <= spec.start or spec.start + spec.rows <= other.start
+            )
+            if other is spec or apart:
+                continue
+            for tensor in (spec.weight, spec.bias):
+                if tensor is not None and tensor in (other.weight, other.bias):
+                    return f"its {tensor} belongs to another layer too ({other.name})"
         return None
 
 
 def _place(stored: np.ndarray, table: np.ndarray) -> tuple[bool, int]:
-    """How ``table`` (rows, features) lies in the network's tensor: (rows first, first row). Raises ValueError."""
-    for rows_first, whole in ((True, stored), (False, stored.T)):
-        if whole.ndim != 2 or whole.shape[1] != table.shape[1] or whole.shape[0] < table.shape[0]:
+    """How ``table`` (rows, features) lies in the network's tensor: (rows first, first row). Raises ValueError.
+
+    A tensor of more axes (the directions of a recurrent layer) is a matrix of all its rows.
+    """
+    whole = stored.reshape(-1, stored.shape[-1]) if stored.ndim > 2 and stored.size else stored
+    for rows_first, part in ((True, whole), (False, whole.T)):
+        if not rows_first and stored.ndim != 2:
             continue
-        starts = np.flatnonzero((whole == table[0]).all(axis=1))
-        starts = starts[starts + table.shape[0] <= whole.shape[0]]
-        fitting = [int(s) for s in starts if np.array_equal(whole[s : s + table.shape[0]], table)]
+        if part.ndim != 2 or part.shape[1] != table.shape[1] or part.shape[0] < table.shape[0]:
+            continue
+        if part.shape == table.shape:
+            starts = np.zeros(1, dtype=np.int64)
+        else:
+            starts = np.flatnonzero((part == table[0]).all(axis=1))
+        starts = starts[starts + table.shape[0] <= part.shape[0]]
+        fitting = [int(s) for s in starts if np.array_equal(part[s : s + table.shape[0]], table)]
         if len(fitting) == 1:
             return rows_first, fitting[0]
+        if fitting:
+            raise ValueError(f"its rows are found in its weight {len(fitting)} times")
     raise ValueError("its weight is computed from the network's weights")
 
 
 def find_layers(
-    program: Program, shapes: Mapping[str, Shape | None], tensors: Mapping[str, np.ndarray]
+    program: Program, layouts: Mapping[str, Layout | None], tensors: Mapping[str, np.ndarray]
 ) -> Found:
-    """The layers of ``program``; ``shapes`` are those of one sample of each tensor, ``tensors`` the network's own weights."""
-    return _Finder(program, shapes, tensors).find()
+    """The layers of ``program``; ``layouts`` say where the samples lie in each tensor, ``tensors`` are the network's own weights."""
+    return _Finder(program, layouts, tensors).find()

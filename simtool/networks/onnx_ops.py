@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from onnx import numpy_helper
+
 from simtool import activations
 from simtool.networks import onnx_layers
 from simtool.networks.onnx_layers import Attributes, Inputs, Meaning, unsupported
@@ -53,9 +55,15 @@ def _simple(kind: str, operands: int) -> Callable[[Attributes], Meaning]:
     return lambda attributes: (kind, tuple(range(operands)), {})
 
 
+def _fill(attributes: Attributes) -> Meaning:
+    value = attributes.get("value")
+    return "fill", (), {"value": 0.0 if value is None else float(numpy_helper.to_array(value).reshape(()))}
+
+
 _PASSED = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Cast")
 
 TABLE: dict[str, Callable[[Attributes], Meaning]] = {
+    "ConstantOfShape": _fill,
     "Gemm": _gemm,
     "MatMul": _simple("matmul", 2),
     "Add": _simple("add", 2),

@@ -6,7 +6,7 @@ Exposing an activation's input and output as graph outputs also keeps ONNX Runti
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,69 +14,63 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
-import onnxruntime
 from onnx import numpy_helper
 
 from simtool.errors import FormatError, InputError, UnsupportedOperator
 from simtool.importing import describe
-from simtool.networks import onnx_layers, onnx_ops, onnx_shapes, patterns
+from simtool.networks import onnx_recurrent, patterns
 from simtool.networks.graph import Graph
+from simtool.networks.inputs import PROBE_SAMPLES, probe_batches, table_rows, whole_numbers
+from simtool.networks.layouts import Layout, layout_of
 from simtool.networks.network import Recorded, shaped
-from simtool.networks.outline import outline
-from simtool.networks.program import Op, Program
+from simtool.networks.onnx_program import Translator
+from simtool.networks.onnx_session import FLOATS, WHOLE, opened, opset
+from simtool.networks.outline import Outline, outline
+from simtool.networks.program import Program
 
 _MIN_OPSET = 9
-_PROBE_BATCH = 3
-# What loading may take beside the file, in memory.
-_PROBE_BYTES = 2**28
-_PROBE_FACTOR = 8
 _MOST_VALUES = 2**24  # of one sample: an image of 4096 x 4096
-_FLOATS: dict[int, type[np.floating[Any]]] = {
-    int(onnx.TensorProto.FLOAT): np.float32,
-    int(onnx.TensorProto.DOUBLE): np.float64,
-}
 
 
 class OnnxNetwork:
-    """An ONNX network with its graph; ``run`` records every activation's input and output."""
+    """An ONNX network as it was understood; ``run`` records every activation's input and output."""
 
     def __init__(
-        self, model: onnx.ModelProto, network: str, input_shape: tuple[int, ...] | None, sha256: str
+        self,
+        model: onnx.ModelProto,
+        network: str,
+        input_shape: tuple[int, ...] | None,
+        sha256: str,
+        like: Outline | None = None,
     ) -> None:
-        self._network = network
         self._model = model
         self._asked_shape = input_shape
-        value = _only_input(model, network)
-        self._input = value.name
-        self._dtype = _FLOATS.get(value.type.tensor_type.elem_type)
-        if self._dtype is None:
-            kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-            raise UnsupportedOperator(
-                f"{network}: the input {value.name!r} is of type {kind}; float or double is needed."
-            )
-        self._fixed_batch, self.input_shape = _input_shape(value, network, input_shape)
-        if prod(self.input_shape) * (self._fixed_batch or 1) > _MOST_VALUES:
-            raise InputError(
-                f"{network} takes {self._fixed_batch or 1} sample(s) of shape {self.input_shape} at once; at most {_MOST_VALUES} "
-                "values are taken. Export it with an open batch size, or check its input."
-            )
-        translator = _Translator(model, network, self._input, self._probe)
-        program = translator.program()
-        patterns.rewrite(program)
-        self.outline = outline(program, self._shapes(program), translator.own, self.input_shape, network)
-        self._own = translator.own
-        self._sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
         self.sha256 = sha256
+        runner = Runner(model, network, input_shape)
+        # Recurrent nodes are written out for the program; what the file itself holds stays as it is.
+        runner.model, kept = onnx_recurrent.unrolled(model, runner.sizes)
+        translator = Translator(runner.model, network, runner.input, runner.zeros, kept)
+        program = translator.program()
+        runner.rows = table_rows(program)
+        patterns.rewrite(program)
+        layouts = runner.layouts(program) if like is None else like.layouts
+        self.outline = outline(program, layouts, translator.own, runner.shape, network, runner, like)
+        self._own = translator.own
+        self._runner = runner
         self.description: dict[str, Any] = {
             "network": network,
             "format": "onnx",
-            "opset": _opset(model),
-            "input_shape": list(self.input_shape),
+            "opset": opset(model),
+            "input_shape": list(runner.shape),
         }
 
     @property
     def graph(self) -> Graph:
         return self.outline.graph
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.outline.input_shape
 
     @property
     def output_size(self) -> int:
@@ -87,13 +81,19 @@ class OnnxNetwork:
         return self.outline.recorded(self.tensors(inputs, self.outline.wanted()))
 
     def tensors(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """The tensors ``names`` of the program for ``inputs`` (k, *input_shape), each (k, ...)."""
-        batch = shaped(inputs, self.input_shape).astype(self._dtype)
-        asked = tuple(name for name in dict.fromkeys(names) if name != self._input)
-        if asked not in self._sessions:
-            self._sessions[asked] = self._open(asked)
-        values = dict(zip(asked, self._run(self._sessions[asked], list(asked), batch), strict=True))
-        return {**values, self._input: batch}
+        """The tensors ``names`` of the program for ``inputs`` (k, *input_shape), the samples first: (k * factor, ...)."""
+        batch, asked = shaped(inputs, self.input_shape), list(dict.fromkeys(names))
+        size = self._runner.fixed_batch or max(len(batch), 1)
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in asked}
+        for start in range(0, max(len(batch), 1), size):
+            piece = batch[start : start + size]
+            # A network exported for a fixed batch size gets full batches; what the padding gives is dropped.
+            padding = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
+            padded = np.pad(piece, padding) if self._runner.fixed_batch else piece
+            for name, value in self.outline.samples_first(self._runner.run(padded, asked)).items():
+                kept = len(value) * len(piece) // max(len(padded), 1)
+                parts[name].append(value[:kept])
+        return {name: np.concatenate(values) for name, values in parts.items()}
 
     def weights(self) -> dict[str, np.ndarray]:
         """Its own tensors by their names in the file."""
@@ -101,7 +101,8 @@ class OnnxNetwork:
 
     def with_weights(self, changed: Mapping[str, np.ndarray]) -> OnnxNetwork:
         """The same network with the tensors ``changed`` in the place of its own."""
-        return OnnxNetwork(self.changed_model(changed), self._network, self._asked_shape, self.sha256)
+        model = self.changed_model(changed)
+        return OnnxNetwork(model, self._runner.network, self._asked_shape, self.sha256, self.outline)
 
     def changed_model(self, changed: Mapping[str, np.ndarray]) -> onnx.ModelProto:
         """The file's content with the tensors ``changed`` in the place of its own; nothing else differs."""
@@ -119,101 +120,116 @@ class OnnxNetwork:
                     if attribute.name == "value":
                         attribute.t.CopyFrom(_replacement(attribute.t, changed[node.output[0]]))
         if left:
-            raise InputError(f"{self._network} has no tensors named {', '.join(sorted(left))}.")
+            raise InputError(f"{self._runner.network} has no tensors named {', '.join(sorted(left))}.")
         return model
 
-    def _run(
-        self, session: onnxruntime.InferenceSession, names: list[str], batch: np.ndarray
-    ) -> list[np.ndarray]:
-        if not names:
-            return []
-        size = self._fixed_batch or max(len(batch), 1)
-        parts: list[list[np.ndarray]] = []
-        for start in range(0, len(batch), size):
-            piece = batch[start : start + size]
-            # A network exported for a fixed batch size gets full batches; what the padding gives is dropped.
-            padding = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
-            padded = np.pad(piece, padding) if self._fixed_batch else piece
-            try:
-                results = session.run(names, {self._input: padded})
-            except Exception as error:  # onnxruntime's exceptions share no base class
-                raise InputError(
-                    f"{self._network} failed in ONNX Runtime on {len(padded)} samples of shape {batch.shape[1:]}: {error}"
-                ) from error
-            parts.append([result[: len(piece)] for result in results])
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
-    def _open(self, names: Iterable[str], limited: bool = False) -> onnxruntime.InferenceSession:
-        exposed = onnx.ModelProto()
-        exposed.CopyFrom(self._model)
-        del exposed.graph.output[:]
-        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-        return _session(exposed, self._network, limited)
+class Runner:
+    """A model with its sessions; ``model`` may be one that computes the same, written out."""
 
-    def _probe(self, names: list[str], batch: int) -> list[np.ndarray] | None:
-        """The tensors ``names`` for ``batch`` samples of zeros (a fixed batch stays what it is), None where it cannot be run."""
-        zeros = np.zeros((self._fixed_batch or batch, *self.input_shape), dtype=self._dtype)
+    def __init__(self, model: onnx.ModelProto, network: str, asked: tuple[int, ...] | None) -> None:
+        value = _only_input(model, network)
+        kind = value.type.tensor_type.elem_type
+        dtype = FLOATS.get(kind) or WHOLE.get(kind)
+        if dtype is None:
+            raise UnsupportedOperator(
+                f"{network}: the input {value.name!r} is of type {onnx.TensorProto.DataType.Name(kind)}; float, double, int32 or int64 is "
+                "needed."
+            )
+        self.dtype = np.dtype(dtype)
+        self.model = model
+        self.network = network
+        self.input = value.name
+        self.rows: int | None = None
+        self.fixed_batch, self.shape = _input_shape(value, network, asked)
+        if prod(self.shape) * (self.fixed_batch or 1) > _MOST_VALUES:
+            raise InputError(
+                f"{network} takes {self.fixed_batch or 1} sample(s) of shape {self.shape} at once; at most {_MOST_VALUES} "
+                "values are taken. Export it with an open batch size, or check its input."
+            )
+        self._sessions: dict[tuple[str, ...], Any] = {}
+
+    def batches(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Two batches of random samples that differ in sample 1, None for a network that takes one sample at a time."""
+        return probe_batches(self.shape, self.dtype, self.rows, self.fixed_batch or PROBE_SAMPLES)
+
+    def run(self, batch: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        """The tensors ``names`` for ``batch`` (k, *shape), as the program holds them."""
+        values = batch if self.dtype.kind == "f" else whole_numbers(batch, self.rows, self.network)
+        values = values.astype(self.dtype)
+        asked = tuple(name for name in dict.fromkeys(names) if name != self.input)
+        if asked not in self._sessions:
+            self._sessions[asked] = self._open(asked)
         try:
-            values: list[np.ndarray] = self._open(names, limited=True).run(names, {self._input: zeros})
+            found = self._sessions[asked].run(list(asked), {self.input: values}) if asked else []
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise InputError(
+                f"{self.network} failed in ONNX Runtime on {len(values)} samples of shape {self.shape}: {error}"
+            ) from error
+        result = dict(zip(asked, found, strict=True))
+        return {**result, self.input: values} if self.input in names else result
+
+    def zeros(self, names: list[str], batch: int) -> list[np.ndarray] | None:
+        """The tensors ``names`` for ``batch`` samples of zeros (a fixed batch stays what it is), None where it cannot be run."""
+        try:
+            return self._zeros(names, batch)
         except Exception:  # what is wrong is said where the shapes of all tensors are found
             return None
+
+    def sizes(self, name: str) -> tuple[int, ...] | None:
+        """The shape of the tensor ``name`` for the probe's batch, None where it cannot be run."""
+        found = self.zeros([name], PROBE_SAMPLES)
+        return None if found is None else tuple(found[0].shape)
+
+    def layouts(self, program: Program) -> dict[str, Layout | None]:
+        """Where each tensor has its samples, found by running batches of zeros of two sizes."""
+        names = [op.output for op in program.ops]
+        found: dict[str, Layout | None] = {self.input: Layout(self.shape)}
+        if not names:
+            return found
+        try:
+            first = [tuple(value.shape) for value in self._zeros(names, PROBE_SAMPLES)]
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            program.refuse_unknown(self.network)  # may say more
+            raise InputError(
+                f"{self.network} cannot be run on samples of shape {self.shape}: {error}. Pass --input-shape."
+            ) from error
+        second = None if self.fixed_batch else self.zeros(names, PROBE_SAMPLES + 2)
+        if second is None:
+            size = self.fixed_batch or PROBE_SAMPLES
+            return found | {
+                name: _fixed_layout(shape, size) for name, shape in zip(names, first, strict=True)
+            }
+        sizes = (PROBE_SAMPLES, PROBE_SAMPLES + 2)
+        for name, small, large in zip(names, first, second, strict=True):
+            found[name] = layout_of(small, tuple(large.shape), sizes)
+        return found
+
+    def _zeros(self, names: list[str], batch: int) -> list[np.ndarray]:
+        zeros = np.zeros((self.fixed_batch or batch, *self.shape), dtype=self.dtype)
+        values: list[np.ndarray] = self._open(names, limited=True).run(names, {self.input: zeros})
         return values
 
-    def _shapes(self, program: Program) -> dict[str, tuple[int, ...] | None]:
-        """Each tensor's shape per sample, found by running a batch of zeros."""
-        names = [op.output for op in program.ops]
-        batch = self._fixed_batch or _PROBE_BATCH
-        shapes: dict[str, tuple[int, ...] | None] = {self._input: self.input_shape}
-        if names:
-            zeros = np.zeros((batch, *self.input_shape), dtype=self._dtype)
-            session = self._open(names, limited=True)
-            try:
-                values = session.run(names, {self._input: zeros})
-            except Exception as error:  # onnxruntime's exceptions share no base class
-                raise InputError(
-                    f"{self._network} cannot be run on samples of shape {self.input_shape}: {error}. Pass --input-shape."
-                ) from error
-            for name, value in zip(names, values, strict=True):
-                keeps = value.ndim > 0 and value.shape[0] == batch
-                shapes[name] = tuple(value.shape[1:]) if keeps else None
-        return shapes
+    def _open(self, names: Iterable[str], limited: bool = False) -> Any:
+        exposed = onnx.ModelProto()
+        exposed.CopyFrom(self.model)
+        del exposed.graph.output[:]
+        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        return opened(exposed, self.network, limited)
+
+
+def _fixed_layout(shape: tuple[int, ...], batch: int) -> Layout | None:
+    """The layout in a network of one batch size: the first axis that has this size, else the first one, joined with others."""
+    if not shape:
+        return None
+    axis = next((axis for axis, size in enumerate(shape) if size == batch), 0)
+    count, rest = divmod(shape[axis], batch)
+    return None if rest or not count else Layout(shape[:axis] + shape[axis + 1 :], axis, 1, count)
 
 
 def _replacement(old: onnx.TensorProto, value: np.ndarray) -> onnx.TensorProto:
     kind = onnx.helper.tensor_dtype_to_np_dtype(old.data_type)
     return numpy_helper.from_array(np.ascontiguousarray(value, dtype=kind), old.name)
-
-
-def _limit_memory(size: int) -> None:
-    """Let the sessions that are limited take ``size`` bytes from now on, all of them together."""
-    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
-    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
-    as_requested = 1  # a block is as large as what is asked for, not twice the last one
-    onnxruntime.create_and_register_allocator(
-        memory, onnxruntime.OrtArenaCfg({"max_mem": size, "arena_extend_strategy": as_requested})
-    )
-
-
-def _session(model: onnx.ModelProto, network: str, limited: bool = False) -> onnxruntime.InferenceSession:
-    """``limited`` for a session on constants or few samples: a small file can ask for terabytes (Expand, Tile, Range)."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails is raised
-    if limited:
-        _limit_memory(_PROBE_BYTES + _PROBE_FACTOR * model.ByteSize())
-        options.add_session_config_entry("session.use_env_allocators", "1")
-    try:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise InputError(f"ONNX Runtime cannot load {network}: {error}") from error
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    return int(versions[0]) if versions else 0
 
 
 def _only_input(model: onnx.ModelProto, network: str) -> onnx.ValueInfoProto:
@@ -252,145 +268,6 @@ def _input_shape(
     return fixed, tuple(int(dim) for dim in declared if dim is not None)
 
 
-class _Translator:
-    """ONNX nodes to a :class:`Program`."""
-
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        network: str,
-        source: str,
-        probe: Callable[[list[str], int], list[np.ndarray] | None],
-    ) -> None:
-        self._probe = probe
-        self._model = model
-        self._network = network
-        self._source = source
-        self._constants: dict[str, np.ndarray] = {}
-        self.own: dict[str, np.ndarray] = {}  # the network's own tensors of floats
-        self._roots: dict[str, frozenset[str]] = {}
-        self._sizes: dict[str, tuple[int, int]] = {}
-
-    def program(self) -> Program:
-        """The program; constant sub-expressions are computed by ONNX Runtime."""
-        for tensor in self._model.graph.initializer:
-            self._root(tensor.name, numpy_helper.to_array(tensor))
-        self._fold()
-        self._constants |= onnx_shapes.fixed_values(
-            onnx_shapes.shape_nodes(self._model, self._constants), self._probe
-        )
-        ops: list[Op] = []
-        for node in self._model.graph.node:
-            if node.op_type == "Split" and not node.domain:
-                ops += [self._part(node, index) for index, name in enumerate(node.output) if name]
-            elif node.output[0] not in self._constants:
-                ops.append(self._translate(node))
-                ops += [self._extra_output(node, name) for name in node.output[1:] if name]
-        output = self._model.graph.output[0].name
-        return Program(ops, self._constants, self._source, output, self._roots, self._sizes)
-
-    def _root(self, name: str, value: np.ndarray) -> None:
-        self._constants[name] = value
-        if value.ndim > 0 and value.dtype.kind == "f":
-            self._roots[name] = frozenset({name})
-            self._sizes[name] = (int(np.count_nonzero(value)), int(value.size))
-            self.own[name] = value
-
-    def _fold(self) -> None:
-        """Compute every node that does not depend on the input."""
-        folded: list[onnx.NodeProto] = []
-        for node in self._model.graph.node:
-            inputs = [name for name in node.input if name]
-            nested = any(
-                attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-                for attribute in node.attribute
-            )
-            if (
-                nested
-                or len(node.output) != 1
-                or any(name not in self._roots_or_constants(folded) for name in inputs)
-            ):
-                continue
-            folded.append(node)
-            roots = [self._roots.get(name, frozenset()) for name in inputs]
-            self._roots[node.output[0]] = frozenset().union(*roots)
-        if not folded:
-            return
-        names = [node.output[0] for node in folded]
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
-        for field in (model.graph.node, model.graph.output, model.graph.input, model.graph.value_info):
-            del field[:]
-        model.graph.node.extend(folded)
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-        try:
-            values = _session(model, self._network, limited=True).run(names, {})
-        except InputError:
-            raise
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise InputError(
-                f"the constants of {self._network} cannot be computed by ONNX Runtime: {describe(error)}. Export it again."
-            ) from error
-        for node, value in zip(folded, values, strict=True):
-            if node.op_type == "Constant":
-                self._root(node.output[0], np.asarray(value))
-            else:
-                self._constants[node.output[0]] = np.asarray(value)
-
-    def _roots_or_constants(self, folded: list[onnx.NodeProto]) -> set[str]:
-        return {*self._constants, *(node.output[0] for node in folded)}
-
-    def _translate(self, node: onnx.NodeProto) -> Op:
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        kind, indices, found = onnx_ops.meaning(
-            node.domain, node.op_type, attributes, self._known_inputs(node)
-        )
-        operands = [node.input[i] for i in indices if i < len(node.input) and node.input[i]]
-        if kind == "unsupported":
-            operands = [name for name in node.input if name and name not in self._constants]
-        elif why := self._objection(node, attributes):
-            kind, found = "unsupported", {"why": why}
-        if kind == "map" and found["axis"] is None:
-            found["axis"] = 1 if _opset(self._model) < 13 else -1
-        if found.pop("transpose", False) and operands[1] in self._constants:
-            turned = f"{operands[1]}.T"
-            self._constants[turned] = self._constants[operands[1]].T
-            self._roots[turned] = self._roots.get(operands[1], frozenset())
-            operands[1] = turned
-        operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        return Op(kind, operator, node.name or node.output[0], tuple(operands), node.output[0], found)
-
-    def _known_inputs(self, node: onnx.NodeProto) -> list[np.ndarray | None]:
-        """The constants among the inputs; None for what is computed, empty for what is left out."""
-        return [self._constants.get(name) if name else np.empty(0) for name in node.input]
-
-    def _part(self, node: onnx.NodeProto, index: int) -> Op:
-        """One of the results of a Split."""
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        inputs = self._known_inputs(node)
-        kind, _, found = onnx_layers.part(attributes, inputs, len(node.output), index)
-        name = node.output[index]
-        return Op(kind, node.op_type, node.name or name, (node.input[0],), name, found)
-
-    def _extra_output(self, node: onnx.NodeProto, name: str) -> Op:
-        """A second output (the mask of a dropout, the indices of a pooling): nothing that is taken has one that matters."""
-        values = tuple(i for i in node.input if i and i not in self._constants)
-        why = {"why": f"its further output {name} is used"}
-        return Op("unsupported", node.op_type, node.name or node.output[0], values, name, why)
-
-    def _objection(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> str | None:
-        """Why a node that is taken in general is refused here."""
-        if node.op_type == "Dropout":
-            training = self._constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-            if (training is not None and bool(training)) or (
-                len(node.input) > 2 and node.input[2] and training is None
-            ):
-                return "dropout in training mode"
-        if node.op_type == "Cast" and attributes.get("to") not in _FLOATS:
-            return "casts to a type that is not float or double"
-        return None
-
-
 def read_onnx(path: Path, input_shape: tuple[int, ...] | None) -> OnnxNetwork:
     """The network in ``path``. Raises InputError, FormatError or UnsupportedOperator."""
     if not path.is_file():
@@ -400,9 +277,9 @@ def read_onnx(path: Path, input_shape: tuple[int, ...] | None) -> OnnxNetwork:
         model = onnx.load(path)
     except Exception as error:  # protobuf, checker and file errors alike
         raise FormatError(f"{path} is not a valid ONNX file: {' '.join(str(error).split())[:400]}") from error
-    if _opset(model) < _MIN_OPSET:
+    if opset(model) < _MIN_OPSET:
         raise UnsupportedOperator(
-            f"{path} uses opset {_opset(model)}; {_MIN_OPSET} or newer is needed. Export it again, or convert it with "
+            f"{path} uses opset {opset(model)}; {_MIN_OPSET} or newer is needed. Export it again, or convert it with "
             "onnx.version_converter."
         )
     if model.functions:

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Protocol
 
 import numpy as np
 
 from simtool.errors import UnsupportedOperator
 from simtool.networks.graph import Graph, OperatorUse
 from simtool.networks.layers import Found, Layer, find_layers
+from simtool.networks.layouts import Layout, settled
 from simtool.networks.network import Recorded, collect, wanted_tensors
 from simtool.networks.operators import Shape
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic import Interpreter
+
+
+class Probe(Protocol):
+    """Runs a reader's program as it stands."""
+
+    def batches(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Two batches of random samples that differ in sample 1; None where only one sample can be run at a time."""
+        ...
+
+    def run(self, batch: np.ndarray, names: list[str]) -> Mapping[str, np.ndarray]:
+        """The tensors ``names``, as the program holds them."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +37,7 @@ class Outline:
 
     Attributes
     ----------
-    program, shapes : what the reader wrote down, and one sample's shape of each tensor
+    program, layouts : what the reader wrote down, and where the samples lie in each tensor
     found : the layers whose weights become rows
     whole : the graph, None where some operator is neither affine nor a known activation; ``reason`` says which
     input_shape, output_tensor, output_shape, output_map : one sample in and out; the tensor is the map's input
@@ -32,7 +46,7 @@ class Outline:
     """
 
     program: Program
-    shapes: Mapping[str, Shape | None]
+    layouts: Mapping[str, Layout | None]
     found: Found
     whole: Graph | None
     reason: UnsupportedOperator | None
@@ -61,6 +75,14 @@ class Outline:
     def layers(self) -> tuple[Layer, ...]:
         return self.found.layers
 
+    def samples_first(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``tensors`` of a batch of k samples, each with the samples on its first axis: (k * factor, ...)."""
+        known = {name: self.layouts.get(name) for name in tensors}
+        return {
+            name: value if (layout := known[name]) is None else layout.first(value)
+            for name, value in tensors.items()
+        }
+
     def wanted(self) -> tuple[str, ...]:
         """The reader's tensors that :meth:`recorded` needs."""
         return (self.output_tensor,) if self.whole is None else wanted_tensors(self.whole)
@@ -77,43 +99,93 @@ class Outline:
 
 def outline(
     program: Program,
-    shapes: Mapping[str, Shape | None],
+    layouts: Mapping[str, Layout | None],
     tensors: Mapping[str, np.ndarray],
     input_shape: Shape,
     network: str,
+    probe: Probe,
+    like: Outline | None = None,
 ) -> Outline:
-    """Understand ``program``, whose own weights are ``tensors``.
+    """Understand ``program``, whose own weights are ``tensors``; ``probe`` runs it where the samples must be told apart.
 
-    Raises UnsupportedOperator where there is neither a graph nor a layer, or the output is not one vector a sample.
+    ``like`` is the outline of the same network with other weights, which says where its layers are.
+
+    Raises UnsupportedOperator where there is neither a graph nor a layer, or the output is not one row a sample.
     """
-    found = find_layers(program, shapes, tensors)
+    if like is not None:
+        taken = tuple(layer.with_tensors(tensors) for layer in like.layers)
+        found = replace(like.found, layers=taken)
+        if like.whole is None:
+            nonzero, entries = _counts(program)
+            return replace(like, found=found, baseline_nnz=nonzero, baseline_parameters=entries)
+    else:
+        found = find_layers(program, layouts, tensors)
     try:
         program.refuse_unknown(network)
-        graph = Interpreter(program, dict(shapes), input_shape).run()
+        graph = Interpreter(program, layouts, input_shape).run()
     except UnsupportedOperator as error:
         if not found.layers:
-            raise
-        return _without_graph(program, shapes, found, error, input_shape, network)
-    return outlined(graph, program, shapes, found)
+            raise _nothing(error, found) from error
+        layouts = _told_apart(program, layouts, found, error, network, probe)
+        found = find_layers(program, layouts, tensors)
+        if not found.layers:
+            raise _nothing(error, found) from error
+        return _without_graph(program, layouts, found, error, input_shape, network)
+    return outlined(graph, program, layouts, found)
+
+
+def _nothing(error: UnsupportedOperator, found: Found) -> UnsupportedOperator:
+    """The error of a network of which nothing can be taken, with the reasons of its layers."""
+    why = "; ".join(f"{op.title}: {reason}" for op, reason in found.left)
+    return UnsupportedOperator(
+        f"{error} No linear layer of it can be taken either: {why}." if why else str(error), error.refused
+    )
+
+
+def _told_apart(
+    program: Program,
+    layouts: Mapping[str, Layout | None],
+    found: Found,
+    reason: UnsupportedOperator,
+    network: str,
+    probe: Probe,
+) -> dict[str, Layout | None]:
+    """The layouts with the samples of every layer's tensors told apart, as running the network shows them."""
+    output, _ = _output(program, layouts)
+    pair = probe.batches()
+    if pair is None:  # one sample at a time: nothing to be told apart
+        return dict(layouts)
+    known = settled(layouts, [*found.tensors, output], probe.run, *pair)
+    if known.get(output, Layout(())) is None:
+        one, two = (probe.run(pair[0], [output])[output] for _ in range(2))
+        what = (
+            f"the output of {network} for one sample depends on the other samples of its batch, so that there is no one answer for a "
+            "sample. Check which axis its attention, norms and recurrent layers take for the batch."
+            if np.array_equal(one, two, equal_nan=True)
+            else f"{network} gives another output each time it runs."
+        )
+        raise UnsupportedOperator(f"{what} ({reason})", reason.refused)
+    return {**layouts, **known}
 
 
 def outlined(
     graph: Graph,
     program: Program | None = None,
-    shapes: Mapping[str, Shape | None] | None = None,
+    layouts: Mapping[str, Layout | None] | None = None,
     found: Found | None = None,
 ) -> Outline:
     """The outline of a network that is a ``graph`` as a whole; without a program it has no layers of shared weights."""
-    known = shapes or {}
+    known = layouts or {}
+    output = known.get(graph.output_tensor)
     return Outline(
         program=program or Program([], {}, "", ""),
-        shapes=known,
+        layouts=known,
         found=found or Found((), ()),
         whole=graph,
         reason=None,
         input_shape=graph.input_shape,
         output_tensor=graph.output_tensor,
-        output_shape=known.get(graph.output_tensor) or (graph.output_size,),
+        output_shape=(output.whole if output is not None else None) or (graph.output_size,),
         output_map=graph.output_map,
         baseline_nnz=graph.baseline_nnz,
         baseline_parameters=graph.baseline_parameters,
@@ -123,14 +195,15 @@ def outlined(
 
 def _without_graph(
     program: Program,
-    shapes: Mapping[str, Shape | None],
+    layouts: Mapping[str, Layout | None],
     found: Found,
     reason: UnsupportedOperator,
     input_shape: Shape,
     network: str,
 ) -> Outline:
-    tensor, output_map = _output(program, shapes)
-    shape = shapes.get(tensor)
+    tensor, output_map = _output(program, layouts)
+    layout = layouts.get(tensor)
+    shape = None if layout is None or layout.axis else layout.whole
     if shape is None:
         raise UnsupportedOperator(
             f"the output of {network} does not keep the samples apart on its first axis. Return one row for each sample."
@@ -144,11 +217,10 @@ def _without_graph(
             role = "map"
         why = left.get(id(op))
         uses.append(OperatorUse(op.operator, op.name, f"glue ({why})" if why else role))
-    roots = _parameters(program)
-    sizes = [program.sizes[root] for root in sorted(roots) if root in program.sizes]
+    nonzero, entries = _counts(program)
     return Outline(
         program=program,
-        shapes=shapes,
+        layouts=layouts,
         found=found,
         whole=None,
         reason=reason,
@@ -156,19 +228,26 @@ def _without_graph(
         output_tensor=tensor,
         output_shape=shape,
         output_map=output_map,
-        baseline_nnz=sum(nonzero for nonzero, _ in sizes),
-        baseline_parameters=sum(entries for _, entries in sizes),
+        baseline_nnz=nonzero,
+        baseline_parameters=entries,
         operators=tuple(uses),
     )
 
 
-def _output(program: Program, shapes: Mapping[str, Shape | None]) -> tuple[str, str | None]:
+def _output(program: Program, layouts: Mapping[str, Layout | None]) -> tuple[str, str | None]:
     """The output before a map that prints it, and that map."""
     last: Op | None = next((op for op in program.ops if op.output == program.output), None)
-    one_axis = last is not None and last.kind == "map" and len(shapes.get(last.inputs[0]) or ()) == 1
+    before = layouts.get(last.inputs[0]) if last is not None and last.kind == "map" else None
+    one_axis = before is not None and len(before.whole or ()) == 1
     if last is not None and one_axis and last.attributes["axis"] in (-1, 1):
         return last.inputs[0], str(last.attributes["map"])
     return program.output, None
+
+
+def _counts(program: Program) -> tuple[int, int]:
+    """Non-zeros and entries of the network's parameters."""
+    sizes = [program.sizes[root] for root in _parameters(program) if root in program.sizes]
+    return sum(nonzero for nonzero, _ in sizes), sum(entries for _, entries in sizes)
 
 
 def _parameters(program: Program) -> set[str]:

@@ -5,7 +5,7 @@ are then the same for PyTorch and ONNX.
 
 Kinds, with their operands and attributes: ``linear`` (x, weight (out, in), bias), ``matmul`` (x, weight (in, out)), ``convolution``
 (x, kernel, bias; stride, pads, dilation, groups, transposed), ``batch_norm`` (x, the tensors that ``parts`` names; eps), ``add`` ``sub``
-``mul`` ``div`` ``pow`` (two operands), ``neg``, ``erf``, ``greater``, ``where``, ``activation`` (activation), ``clamp`` (low, high, slope,
+``mul`` ``div`` ``pow`` (two operands), ``neg``, ``fill`` (value), ``erf``, ``greater``, ``where``, ``activation`` (activation), ``clamp`` (low, high, slope,
 offset), ``maximum`` ``minimum`` (two operands), ``max_pool`` ``average_pool`` (kernel, stride, pads, dilation, axes), ``adaptive_average``
 (axes), ``mean`` ``sum`` ``max_over`` (axes), ``permute`` (order), ``swap`` (axes), ``slice`` (keys), ``take`` (x, indices; axis), ``flip``
 (axes), ``pad`` (pads), ``expand``, ``tile`` (repeats), ``nearest``, ``concatenate`` (axis, stack), ``map`` (map, axis), ``pass``, and

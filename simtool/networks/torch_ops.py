@@ -100,7 +100,22 @@ def _rsub(*call: Any) -> Meaning:
     return "sub", (call[0][1], call[0][0]), {}
 
 
+def _fill(value: float | None) -> Callable[..., Meaning]:
+    """One number everywhere; None: the number is the second argument."""
+
+    def meaning(*call: Any) -> Meaning:
+        number = _argument(call, 1, "fill_value", None) if value is None else value
+        if not isinstance(number, int | float):
+            return unsupported("fills with a number that is computed")
+        return "fill", (), {"value": float(number)}
+
+    return meaning
+
+
 TABLE: dict[str, Callable[..., Meaning]] = {
+    **{f"aten.{name}": _fill(0.0) for name in ("zeros", "zeros_like", "new_zeros")},
+    **{f"aten.{name}": _fill(1.0) for name in ("ones", "ones_like", "new_ones")},
+    **{f"aten.{name}": _fill(None) for name in ("full", "full_like", "new_full")},
     "aten.linear": _linear,
     "aten.addmm": _addmm,
     "aten.mm": lambda *call: ("matmul", tuple(call[0][:2]), {}),

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import operator as operator_module
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from simtool.errors import InputError, UnsupportedOperator
+from simtool.errors import InputError
 from simtool.importing import describe
-from simtool.networks import patterns, torch_layers, torch_ops
+from simtool.networks import patterns
 from simtool.networks.graph import Graph
+from simtool.networks.inputs import PROBE_SAMPLES, probe_batches, table_rows, whole_numbers
 from simtool.networks.network import Recorded, shaped
 from simtool.networks.operators import Dense, Diagonal, signature
 from simtool.networks.outline import Outline, outline
-from simtool.networks.program import Op, Program
-from simtool.networks.tracing import trace
+from simtool.networks.torch_program import Translator, array
+from simtool.networks.tracing import takes_whole_numbers, trace
 
 log = logging.getLogger("simtool")
 
@@ -32,20 +33,11 @@ log = logging.getLogger("simtool")
 class TorchNetwork:
     """A PyTorch network as it was understood; ``run`` records every activation's input and output."""
 
-    def __init__(
-        self,
-        exported: torch.export.ExportedProgram,
-        constants: dict[str, torch.Tensor],
-        found: Outline,
-        dtype: torch.dtype,
-        description: dict[str, Any],
-    ) -> None:
-        self._exported = exported
-        self._constants = constants
-        self._dtype = dtype
+    def __init__(self, runner: Runner, found: Outline, description: dict[str, Any]) -> None:
+        self._runner = runner
         self.outline = found
         self.description = description
-        self.sha256 = _fingerprint(constants, found)
+        self.sha256 = _fingerprint(runner.constants, found)
 
     @property
     def graph(self) -> Graph:
@@ -64,33 +56,71 @@ class TorchNetwork:
         return self.outline.recorded(self.tensors(inputs, self.outline.wanted()))
 
     def tensors(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """The tensors ``names`` of the program for ``inputs`` (k, *input_shape), each (k, ...)."""
+        """The tensors ``names`` of the program for ``inputs`` (k, *input_shape), the samples first: (k * factor, ...)."""
+        found = self._runner.run(shaped(inputs, self.input_shape), list(names))
+        return self.outline.samples_first(found)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Its own tensors by their names in the state_dict, buffers included."""
+        return {name: value.detach().cpu().numpy() for name, value in self._runner.constants.items()}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What ``load_state_dict`` of its own class takes."""
+        names = self._runner.exported.state_dict
+        return {name: value for name, value in self.weights().items() if name in names}
+
+    def module(self) -> torch.nn.Module:
+        """It as a module, with its weights."""
+        module = self._runner.exported.module(check_guards=False)
+        state = {name: self._runner.constants[name] for name in self._runner.exported.state_dict}
+        module.load_state_dict(state)
+        return module
+
+    def with_weights(self, changed: Mapping[str, np.ndarray]) -> TorchNetwork:
+        """The same network with the tensors ``changed`` in the place of its own."""
+        constants = dict(self._runner.constants)
+        for name, value in changed.items():
+            if name not in constants:
+                raise InputError(f"{self.description['network']} has no tensor named {name}.")
+            constants[name] = torch.from_numpy(np.array(value)).to(constants[name].dtype)
+        runner = replace(self._runner, constants=constants)
+        return _understood(runner, self.input_shape, self.description, self.outline)
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """A functional program with its weights; ``rows`` are those of the table that whole-numbered inputs choose from."""
+
+    exported: torch.export.ExportedProgram
+    constants: dict[str, torch.Tensor]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    network: str
+    rows: int | None = None
+
+    def batches(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Two batches of random samples that differ in sample 1."""
+        kind = np.dtype(np.float32 if self.dtype.is_floating_point else np.int64)
+        return probe_batches(self.shape, kind, self.rows, PROBE_SAMPLES)
+
+    def run(self, batch: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        """The tensors ``names`` for ``batch`` (k, *shape), as the program holds them."""
+        if not self.dtype.is_floating_point:
+            batch = whole_numbers(batch, self.rows, self.network)
         # torch warns about arrays that are not writable, as batches read from a file are: those are copied.
-        array = np.require(shaped(inputs, self.input_shape), requirements=["C", "W"])
-        batch = torch.from_numpy(array).to(self._dtype)
-        recorder = _Recorder(self._exported.graph_module, frozenset(names))
+        values = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self.dtype)
+        recorder = _Recorder(self.exported.graph_module, frozenset(names))
         arguments = [
-            batch if value is None else value for value in _arguments(self._exported, self._constants)
+            values if value is None else value for value in _arguments(self.exported, self.constants)
         ]
         try:
             with torch.no_grad():
                 recorder.run(*arguments)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, ValueError) as error:
             raise InputError(
-                f"{self.description['network']} failed on a batch of {len(inputs)} samples: {describe(error)}. Check the network."
+                f"{self.network} failed on a batch of {len(batch)} samples: {describe(error)}. Check the network."
             ) from error
         return {name: value.numpy() for name, value in recorder.found.items()}
-
-    def weights(self) -> dict[str, np.ndarray]:
-        """Its own tensors by their names in the state_dict, buffers included."""
-        return {name: value.detach().cpu().numpy() for name, value in self._constants.items()}
-
-    def with_weights(self, changed: Mapping[str, np.ndarray]) -> TorchNetwork:
-        """The same network with the tensors ``changed`` in the place of its own."""
-        constants = dict(self._constants)
-        for name, value in changed.items():
-            constants[name] = torch.from_numpy(np.array(value)).to(constants[name].dtype)
-        return _understood(self._exported, constants, self.input_shape, self._dtype, self.description)
 
 
 class _Recorder(fx.Interpreter):
@@ -192,6 +222,9 @@ def read_module(
     if dtypes and dtype not in (torch.float32, torch.float64):
         log.info("%s has weights of type %s: it is run in float32.", network, sorted(map(str, dtypes)))
         module, dtype = module.float(), torch.float32
+    if takes_whole_numbers(module, input_shape, dtype):
+        log.info("%s takes whole numbers.", network)
+        dtype = torch.int64
     return read_exported(trace(module, input_shape, dtype, network), input_shape, dtype, description)
 
 
@@ -202,171 +235,18 @@ def read_exported(
     description: dict[str, Any],
 ) -> TorchNetwork:
     """A network from a functional exported program."""
-    return _understood(exported, _constants(exported), input_shape, dtype, description)
+    runner = Runner(exported, _constants(exported), dtype, input_shape, str(description["network"]))
+    return _understood(runner, input_shape, description)
 
 
 def _understood(
-    exported: torch.export.ExportedProgram,
-    constants: dict[str, torch.Tensor],
-    input_shape: tuple[int, ...],
-    dtype: torch.dtype,
-    description: dict[str, Any],
+    runner: Runner, input_shape: tuple[int, ...], description: dict[str, Any], like: Outline | None = None
 ) -> TorchNetwork:
-    network = str(description["network"])
-    translator = _Translator(exported, constants, network)
+    translator = Translator(runner.exported, runner.constants, runner.network)
     program = translator.program()
+    if like is None:
+        runner = replace(runner, rows=table_rows(program))
     patterns.rewrite(program)
-    own = {name: _array(value) for name, value in constants.items() if value.is_floating_point()}
-    found = outline(program, translator.shapes, own, input_shape, network)
-    return TorchNetwork(exported, constants, found, dtype, description)
-
-
-class _Translator:
-    """fx nodes to a :class:`Program`."""
-
-    def __init__(
-        self, exported: torch.export.ExportedProgram, tensors: dict[str, torch.Tensor], network: str
-    ) -> None:
-        self._exported = exported
-        self._tensors = tensors
-        self._network = network
-        self._constants: dict[str, torch.Tensor] = {}
-        self._roots: dict[str, frozenset[str]] = {}
-        self._sizes: dict[str, tuple[int, int]] = {}
-        self.shapes: dict[str, tuple[int, ...] | None] = {}
-
-    def program(self) -> Program:
-        """The program; constant sub-expressions (a transposed weight) are computed."""
-        ops: list[Op] = []
-        source = self._inputs()
-        for node in self._exported.graph.nodes:
-            if node.op != "call_function" or not isinstance(
-                node.meta.get("val"), torch.Tensor | tuple | list
-            ):
-                continue  # sizes and assertions
-            if self._fold(node):
-                continue
-            self.shapes[node.name] = _sample_shape(node.meta["val"])
-            ops.append(self._translate(node))
-        constants = {name: _array(value) for name, value in self._constants.items()}
-        return Program(ops, constants, source, self._output(), self._roots, self._sizes)
-
-    def _inputs(self) -> str:
-        user = torch.export.graph_signature.InputKind.USER_INPUT
-        sources = []
-        specs = self._exported.graph_signature.input_specs
-        placeholders = [node for node in self._exported.graph.nodes if node.op == "placeholder"]
-        for node, spec in zip(placeholders, specs, strict=True):
-            if spec.kind == user:
-                sources.append(node.name)
-                self.shapes[node.name] = _sample_shape(node.meta["val"])
-            else:
-                self._root(node.name, str(spec.target), self._tensors[str(spec.target)])
-        if len(sources) != 1:
-            raise UnsupportedOperator(f"{self._network} takes {len(sources)} inputs; exactly one is needed.")
-        return sources[0]
-
-    def _root(self, name: str, root: str, value: torch.Tensor) -> None:
-        self._constants[name] = value.detach()
-        if value.is_floating_point() and value.dim() > 0:
-            self._roots[name] = frozenset({root})
-            self._sizes[root] = (int(torch.count_nonzero(value)), value.numel())
-
-    def _output(self) -> str:
-        kinds = torch.export.graph_signature.OutputKind
-        specs = self._exported.graph_signature.output_specs
-        if any(spec.kind == kinds.USER_INPUT_MUTATION for spec in specs):
-            raise UnsupportedOperator(
-                f"{self._network} changes its input in place when it runs (as x.mul_() does); its input must stay as it is. Compute a "
-                "new tensor instead."
-            )
-        mutated = [str(spec.target) for spec in specs if spec.kind != kinds.USER_OUTPUT]
-        if mutated:
-            raise UnsupportedOperator(
-                f"{self._network} changes its own buffers {', '.join(mutated)} when it runs; a fixed network is needed. Take "
-                "such updates out of forward()."
-            )
-        outputs = next(node for node in self._exported.graph.nodes if node.op == "output").args[0]
-        if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
-            raise UnsupportedOperator(
-                f"{self._network} returns {len(outputs)} values; exactly one tensor is needed."
-            )
-        return str(outputs[0].name)
-
-    def _fold(self, node: fx.Node) -> bool:
-        """Compute ``node`` if nothing in it depends on the input."""
-        parents = node.all_input_nodes
-        if not isinstance(node.meta["val"], torch.Tensor) or any(
-            p.name not in self._constants for p in parents
-        ):
-            return False
-        if not all(isinstance(dim, int) for dim in node.meta["val"].shape):
-            return False
-        arguments = fx.node.map_arg((node.args, node.kwargs), lambda parent: self._constants[parent.name])
-        with torch.no_grad():
-            self._constants[node.name] = node.target(*arguments[0], **arguments[1])  # type: ignore[operator, index]
-        roots = [self._roots.get(p.name, frozenset()) for p in parents]
-        self._roots[node.name] = frozenset().union(*roots)
-        return True
-
-    def _translate(self, node: fx.Node) -> Op:
-        whole = _whole(node)  # of which this picks one result, else this node itself
-        target = str(node.target if whole is None else whole.target)
-        operator = target.rpartition(".")[0] or target
-        if whole is None:
-            kind, operands, attributes = torch_ops.meaning(operator, node.args, dict(node.kwargs))
-        else:
-            call = (whole.args, dict(whole.kwargs))
-            kind, operands, attributes = torch_layers.part(operator, call, whole.meta["val"], node.args[1])  # type: ignore[arg-type]
-        if operator in ("aten.to", "aten._to_copy") and not self._keeps_type(node):
-            kind, operands, attributes = torch_ops.unsupported("changes the element type")
-        if kind == "unsupported":
-            operands = tuple(node.all_input_nodes)
-        names = [self._operand(node, index, operand) for index, operand in enumerate(operands)]
-        if attributes.pop("transpose", False) and names[1] in self._constants:
-            turned = f"{names[1]}.T"
-            self._constants[turned] = self._constants[names[1]].t()
-            self._roots[turned] = self._roots.get(names[1], frozenset())
-            names[1] = turned
-        if whole is not None and kind != "unsupported":
-            return Op(kind, target, whole.name, tuple(names), node.name, attributes)
-        return Op(kind, str(node.target), node.name, tuple(names), node.name, attributes)
-
-    def _operand(self, node: fx.Node, index: int, operand: Any) -> str:
-        if isinstance(operand, fx.Node):
-            return str(operand.name)
-        name = f"{node.name}#{index}"
-        self._constants[name] = torch.tensor(float(operand), dtype=torch.float64)
-        return name
-
-    @staticmethod
-    def _keeps_type(node: fx.Node) -> bool:
-        value = node.meta["val"]
-        return all(
-            value.dtype == parent.meta["val"].dtype
-            for parent in node.all_input_nodes
-            if isinstance(parent.meta.get("val"), torch.Tensor)
-        )
-
-
-def _whole(node: fx.Node) -> fx.Node | None:
-    """The operator with several results one of which ``node`` picks."""
-    if node.target is not operator_module.getitem or not isinstance(node.args[0], fx.Node):
-        return None
-    return node.args[0] if isinstance(node.args[1], int) else None
-
-
-def _array(value: torch.Tensor) -> np.ndarray:
-    return (
-        value.detach().to(torch.float64).cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
-    )
-
-
-def _sample_shape(value: Any) -> tuple[int, ...] | None:
-    """The shape of one sample, None where the first dimension is not the batch or another one varies."""
-    if not isinstance(value, torch.Tensor) or value.dim() == 0:
-        return None
-    batch, *rest = value.shape
-    if isinstance(batch, int) or not all(isinstance(dim, int) for dim in rest):
-        return None
-    return tuple(int(dim) for dim in rest)
+    own = {name: array(value) for name, value in runner.constants.items() if value.is_floating_point()}
+    found = outline(program, translator.layouts, own, input_shape, runner.network, runner, like)
+    return TorchNetwork(runner, found, description)

@@ -20,6 +20,7 @@ import torch
 
 from simtool.errors import InputError
 from simtool.importing import describe
+from simtool.networks import recurrent
 
 _EXAMPLE_BATCH = 2
 _MAX_WIDTHS = 32
@@ -55,19 +56,44 @@ def trace(
     module: torch.nn.Module, shape: tuple[int, ...], dtype: torch.dtype, network: str
 ) -> torch.export.ExportedProgram:
     """``module`` as a functional program for any number of samples of ``shape``; InputError says why there is none."""
-    example = torch.zeros((_EXAMPLE_BATCH, *shape), dtype=dtype)
+    example = _zeros(shape, dtype)
     said = io.StringIO()  # torch prints the graph of a trace that fails; the network may print as well
     try:
-        with quiet_torch(), redirect_stderr(said), torch.no_grad():
+        with quiet_torch(), redirect_stderr(said), torch.no_grad(), _plain_attention():
             dynamic = ({0: torch.export.Dim("batch")},)
             exported = torch.export.export(module, (example,), dynamic_shapes=dynamic, strict=False)
-            exported = exported.run_decompositions({})
+            exported = exported.run_decompositions(dict(recurrent.TABLE))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # torch.export raises many types, and the network's own code any
         raise InputError(_reason(module, example, network, error)) from error
     sys.stderr.write(said.getvalue())
     return exported
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros((_EXAMPLE_BATCH, *shape), dtype=dtype)
+
+
+def takes_whole_numbers(module: torch.nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether ``module`` runs on whole numbers alone, as one that begins with an embedding does."""
+    if not any(isinstance(layer, torch.nn.Embedding | torch.nn.EmbeddingBag) for layer in module.modules()):
+        return False
+    return (
+        _failure(module, _zeros(shape, dtype)) is not None
+        and _failure(module, _zeros(shape, torch.int64)) is None
+    )
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as its parts: the fused operator that torch has for a whole encoder layer hides the weights."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _failure(module: torch.nn.Module, example: torch.Tensor) -> BaseException | None:
@@ -128,4 +154,4 @@ def _short(text: str) -> str:
 def load_exported(path: Path) -> torch.export.ExportedProgram:
     """The functional program in the .pt2 file ``path``; raises whatever torch does."""
     with quiet_torch():
-        return torch.export.load(path).run_decompositions({})
+        return torch.export.load(path).run_decompositions(dict(recurrent.TABLE))

@@ -6,7 +6,8 @@ multiplied together and the parameters of the network stay countable.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -16,6 +17,7 @@ from simtool.activations import Activation
 from simtool.blocks import INPUT
 from simtool.errors import InputError, UnsupportedOperator
 from simtool.networks.graph import Graph, Node, OperatorUse
+from simtool.networks.layouts import Layout
 from simtool.networks.operators import Shape, identity
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic import affine, layers, piecewise, pool, shape
@@ -35,11 +37,11 @@ _MOST_VALUES = 2**27  # in one sample of one tensor
 
 
 class Interpreter:
-    """Evaluates a program into a :class:`Graph`; ``shapes`` gives each tensor's shape per sample, None where it has none."""
+    """Evaluates a program into a :class:`Graph`; ``layouts`` says where each tensor has its samples, None where they are not apart."""
 
-    def __init__(self, program: Program, shapes: dict[str, Shape | None], input_shape: Shape) -> None:
+    def __init__(self, program: Program, layouts: Mapping[str, Layout | None], input_shape: Shape) -> None:
         self._program = program
-        self._shapes = shapes
+        self._layouts = layouts
         self._input_shape = input_shape
         self._nodes: list[Node] = []
         self._uses: list[OperatorUse] = []
@@ -70,6 +72,10 @@ class Interpreter:
             # A tensor with several readers becomes a block once, instead of its weights being repeated in each.
             self._values[op.output] = self.plain(value) if counts[op.output] > 1 else value
         result = self._values[program.output]
+        if result.batch != 0:
+            raise self.refuse(
+                program.ops[-1], f"leaves the samples of the batch on axis {result.batch}, not on the first"
+            )
         sizes = [program.sizes[root] for root in sorted(self._roots)]
         return Graph(
             input_shape=self._input_shape,
@@ -91,8 +97,8 @@ class Interpreter:
             return "sigmoid" if not self._values[op.inputs[0]].is_identity else None
         if op.kind != "map":
             return None
-        shape = self._values[op.inputs[0]].shape
-        if len(shape) != 1 or op.attributes["axis"] not in (-1, 1):
+        shape, batch = self._values[op.inputs[0]].shape, self._values[op.inputs[0]].batch
+        if batch or len(shape) != 1 or op.attributes["axis"] not in (-1, 1):
             raise self.refuse(
                 op,
                 f"acts along axis {op.attributes['axis']} of samples of shape {shape}, not along the classes",
@@ -105,12 +111,13 @@ class Interpreter:
     def _evaluate(self, op: Op) -> Value:
         if op.kind == "map":
             raise self.refuse(op, f"{op.attributes['map']} is only taken as the last operator")
-        shape = self._shapes.get(op.output)
+        layout = self._layouts.get(op.output)
+        shape = None if layout is None else layout.whole
         if shape is not None and prod(shape) > _MOST_VALUES:
             raise self.refuse(
                 op, f"its result has the shape {shape}, more than {_MOST_VALUES} values a sample"
             )
-        if op.kind == "expand" and shape == self.operand(op, 0).shape:
+        if op.kind == "expand" and self.has_value(op.inputs[0]) and shape == self.operand(op, 0).shape:
             self._note(op, "passed")
         else:
             self._note(op, _ROLES.get(op.kind, "arithmetic"))
@@ -121,6 +128,10 @@ class Interpreter:
         if shape is not None and value.shape != shape:
             raise self.refuse(
                 op, f"it gives samples of shape {shape}, its operands should give {value.shape}"
+            )
+        if layout is not None and shape is not None and value.batch != layout.axis:
+            raise self.refuse(
+                op, f"its samples lie on axis {layout.axis}, those of its operands on axis {value.batch}"
             )
         return value
 
@@ -137,10 +148,22 @@ class Interpreter:
 
     def shape(self, op: Op) -> Shape:
         """One sample's shape of the result of ``op``."""
-        shape = self._shapes.get(op.output)
-        if shape is None:
-            raise self.refuse(op, "its result does not keep the batch as its first dimension")
-        return shape
+        layout = self._layouts.get(op.output)
+        if layout is None or layout.whole is None:
+            raise self.refuse(
+                op, "its result does not keep the samples of the batch apart on an axis of their own"
+            )
+        return layout.whole
+
+    def batch(self, op: Op) -> int:
+        """The axis that the samples have in the result of ``op``."""
+        layout = self._layouts.get(op.output)
+        return 0 if layout is None else layout.axis
+
+    def needs_batch_first(self, op: Op, value: Value) -> None:
+        """Refuse ``op`` unless ``value`` has the samples on its first axis."""
+        if value.batch:
+            raise self.refuse(op, f"works on samples that lie on axis {value.batch}")
 
     def has_value(self, name: str) -> bool:
         """Whether the tensor ``name`` depends on the input."""
@@ -164,27 +187,28 @@ class Interpreter:
         """The constant ``name`` is a parameter of the network."""
         self._roots |= self._program.roots.get(name, frozenset())
 
-    def broadcast(self, op: Op, constant: np.ndarray, shape: Shape) -> np.ndarray:
-        """``constant`` as a flat vector for samples of ``shape``; the batch axis must not be varied."""
+    def broadcast(self, op: Op, constant: np.ndarray, value: Value) -> np.ndarray:
+        """``constant`` as a flat vector for samples like ``value``; it must not vary with the sample."""
         try:
-            whole = (
-                np.broadcast_to(constant, (1, *shape)) if constant.ndim else np.full((1, *shape), constant)
-            )
+            whole = np.broadcast_to(constant, value.full)
         except ValueError:
             raise self.refuse(
-                op, f"a constant of shape {constant.shape} does not fit samples of shape {shape}"
+                op, f"a constant of shape {constant.shape} does not fit samples of shape {value.shape}"
             ) from None
         return np.ascontiguousarray(whole, dtype=np.float64).reshape(-1)
 
     def plain(self, value: Value) -> Value:
-        """``value`` where it is plain, else an identity block of it."""
-        if value.is_plain:
+        """``value`` where it is plain or a constant, else an identity block of it."""
+        if value.is_plain or not value.terms:
             return value
         return self.add_node(activations.make("identity"), value, value.tensor)
 
     def add_node(self, activation: Activation, value: Value, x_tensor: str, label: str = "") -> Value:
         """A new node: ``activation`` of ``value``. ``x_tensor`` holds it in the reader's program ("": it must be computed)."""
+        if not value.terms:  # a constant stays one
+            bias = np.zeros(value.size) if value.bias is None else value.bias
+            return replace(value, bias=activation(bias), tensor=x_tensor)
         name = f"{label or activation.name}_{len(self._nodes) + 1}"
         shape = value.shape or (1,)
         self._nodes.append(Node(name, activation, value.form, shape, value.tensor, x_tensor))
-        return Value(((name, identity(value.size)),), None, value.shape, x_tensor)
+        return Value(((name, identity(value.size)),), None, value.shape, x_tensor, value.batch)

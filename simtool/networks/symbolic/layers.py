@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 def _weighted(run: Interpreter, value: Value, weight: LinearOperator, shape: Shape, tensor: str) -> Value:
     """``weight`` of ``value``, which becomes an identity block first unless it is a selection of one source."""
+    if not value.terms:  # a constant, as the first state of a recurrent layer
+        bias = None if value.bias is None else weight.apply(value.bias[None])[0]
+        return Value((), bias, shape, tensor, value.batch)
     if value.selection is None:
         value = run.plain(value)
     assert value.selection is not None
-    return Value(((value.terms[0][0], compose(weight, value.selection)),), None, shape, tensor)
+    return Value(((value.terms[0][0], compose(weight, value.selection)),), None, shape, tensor, value.batch)
 
 
 def _matmul(run: Interpreter, op: Op) -> Value:
@@ -35,7 +38,7 @@ def _linear(run: Interpreter, op: Op) -> Value:
         return result
     bias = run.constant(op, 2) * float(op.attributes.get("beta", 1.0))
     run.count(op.inputs[2])
-    return replace(result, bias=run.broadcast(op, bias, result.shape))
+    return result.shifted(run.broadcast(op, bias, result), result.tensor)
 
 
 def _matrix(run: Interpreter, op: Op) -> np.ndarray:
@@ -47,7 +50,7 @@ def _matrix(run: Interpreter, op: Op) -> np.ndarray:
 
 def _apply_matrix(run: Interpreter, op: Op, value: Value, weight: np.ndarray) -> Value:
     """``weight`` (outs, ins) on the last axis of the samples."""
-    if not value.shape or weight.shape[1] != value.shape[-1]:
+    if not value.shape or weight.shape[1] != value.shape[-1] or value.batch == len(value.shape):
         raise run.refuse(
             op,
             f"a weight for {weight.shape[1]} values meets samples of shape {value.shape}: it takes the last axis",
@@ -63,6 +66,7 @@ def _convolution(run: Interpreter, op: Op) -> Value:
     value, kernel, shape = run.operand(op, 0), run.constant(op, 1), run.shape(op)
     transposed, groups = bool(op.attributes["transposed"]), int(op.attributes["groups"])
     axes = kernel.ndim - 2
+    run.needs_batch_first(op, value)
     if axes < 1 or len(value.shape) != axes + 1 or len(shape) != axes + 1:
         raise run.refuse(op, f"a kernel of shape {kernel.shape} meets samples of shape {value.shape}")
     image, places = (shape, value.shape) if transposed else (value.shape, shape)
@@ -79,7 +83,7 @@ def _convolution(run: Interpreter, op: Op) -> Value:
         return result
     bias = run.constant(op, 2)
     run.count(op.inputs[2])
-    return replace(result, bias=run.broadcast(op, bias.reshape(-1, *(1,) * axes), shape))
+    return result.shifted(run.broadcast(op, bias.reshape(-1, *(1,) * axes), result), result.tensor)
 
 
 def windows_of(attributes: dict[str, Any], sizes: Shape, positions: Shape, taps: Shape) -> tuple[Window, ...]:
@@ -112,6 +116,7 @@ def _each(value: Any, axes: int) -> Shape:
 def _batch_norm(run: Interpreter, op: Op) -> Value:
     """Evaluation mode: a factor and a shift for each channel; the running statistics are no parameters."""
     value, parts = run.operand(op, 0), op.attributes["parts"]
+    run.needs_batch_first(op, value)
     found = {part: run.constant(op, 1 + index).reshape(-1) for index, part in enumerate(parts)}
     spread = np.sqrt(found["var"] + float(op.attributes["eps"]))
     factor = found.get("weight", np.ones_like(spread)) / spread

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simtool import activations
 from simtool.networks.program import Op
-from simtool.networks.symbolic.shape import expanded
+from simtool.networks.symbolic.shape import common_shape, expanded
 from simtool.networks.symbolic.value import Value
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def _clamp(run: Interpreter, op: Op) -> Value:
     low, high = op.attributes["low"], op.attributes["high"]
     value = run.operand(op, 0)
     if low is None and high is None:
-        return Value(value.terms, value.bias, value.shape, op.output)
+        return replace(value, tensor=op.output)
     slope, offset = op.attributes.get("slope", 1.0), op.attributes.get("offset", 0.0)
     value = run.plain(value)  # it is read twice
     if (slope, offset) != (1.0, 0.0):
@@ -33,7 +34,7 @@ def _clamp(run: Interpreter, op: Op) -> Value:
         total = total.shifted(np.full(value.size, low), "") if low else total
     if above is not None:
         total = total.plus(above.scaled(-np.ones(value.size), ""), "")
-    return Value(total.terms, total.bias, value.shape, op.output)
+    return replace(total, tensor=op.output)
 
 
 def _relu(run: Interpreter, value: Value, bound: float) -> Value:
@@ -45,9 +46,7 @@ def _relu(run: Interpreter, value: Value, bound: float) -> Value:
 def _extreme(run: Interpreter, op: Op) -> Value:
     """max(a, b) = a + relu(b - a), min(a, b) = a - relu(a - b)."""
     left, right = run.operand(op, 0), run.operand(op, 1)
-    if len(left.shape) != len(right.shape):
-        raise run.refuse(op, f"compares samples of shapes {left.shape} and {right.shape}")
-    shape = np.broadcast_shapes(left.shape, right.shape)
+    shape = common_shape(run, op, left, right)
     left, right = (expanded(run.plain(value), shape) for value in (left, right))
     sign = 1.0 if op.kind == "maximum" else -1.0
     signs = np.full(left.size, sign)

@@ -7,6 +7,7 @@ have in common. Padding does not take part.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from simtool import activations
 from simtool.networks.operators import Gather, Pool, Shape, Window, average
 from simtool.networks.program import Op
 from simtool.networks.symbolic.layers import windows_of
-from simtool.networks.symbolic.shape import inner_axis
+from simtool.networks.symbolic.shape import sample_axis
 from simtool.networks.symbolic.value import Value
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ FIXED = ("average_pool", "adaptive_average", "mean", "sum")
 def _spatial(run: Interpreter, op: Op, value: Value) -> tuple[int, Shape, Shape]:
     """(number of leading axes, sizes, positions) of the axes that ``op`` pools; attribute ``axes`` of them, None: all but the first."""
     shape = run.shape(op)
+    run.needs_batch_first(op, value)
     axes = op.attributes.get("axes")
     axes = len(value.shape) - 1 if axes is None else int(axes)
     lead = len(value.shape) - axes
@@ -70,7 +72,7 @@ def _pooled(run: Interpreter, op: Op, value: Value, operator: Pool) -> Value:
     shape = run.shape(op)
     if operator.out_size != int(np.prod(shape)):
         raise run.refuse(op, f"turns samples of shape {value.shape} into {shape}")
-    return value.mapped(operator, shape, op.output)
+    return replace(value.mapped(operator, shape, op.output), batch=run.batch(op))
 
 
 def _ranges(size: int, positions: int) -> list[tuple[int, int]]:
@@ -102,7 +104,7 @@ def _reduce(run: Interpreter, op: Op) -> Value:
 
 def _axes(run: Interpreter, op: Op, value: Value) -> list[int]:
     """The sample's axes that ``op`` reduces, from 0; none named would be all, the batch too."""
-    axes = [inner_axis(run, op, int(axis), value) - 1 for axis in op.attributes["axes"]]
+    axes = [sample_axis(run, op, int(axis), value) for axis in op.attributes["axes"]]
     if not axes:
         raise run.refuse(op, "works across the samples of the batch")
     return axes
@@ -148,7 +150,7 @@ def _maxima(run: Interpreter, op: Op, value: Value, tables: dict[int, np.ndarray
         current = _tournament(run, current, windows.reshape(-1, table.shape[1]))
     if current.size != int(np.prod(run.shape(op))):
         raise run.refuse(op, f"turns samples of shape {value.shape} into {run.shape(op)}")
-    return Value(current.terms, current.bias, run.shape(op), op.output)
+    return Value(current.terms, current.bias, run.shape(op), op.output, run.batch(op))
 
 
 def _tournament(run: Interpreter, value: Value, windows: np.ndarray) -> Value:
@@ -183,8 +185,8 @@ def _round(run: Interpreter, value: Value, first: np.ndarray, second: np.ndarray
 
 def _chosen(value: Value, index: np.ndarray) -> Value:
     if np.array_equal(index, np.arange(value.size)):
-        return Value(value.terms, value.bias, (value.size,), "")
-    return value.mapped(Gather(index, value.shape, (index.size,)), (index.size,), "")
+        return replace(value, shape=(value.size,), tensor="", batch=0)
+    return replace(value.mapped(Gather(index, value.shape, (index.size,)), (index.size,), ""), batch=0)
 
 
 RULES: dict[str, Rule] = {

@@ -6,6 +6,7 @@ Axes are the network's own, the batch is axis 0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,27 +22,45 @@ _Move = Callable[[np.ndarray], np.ndarray]
 
 
 def moved(value: Value, move: _Move, tensor: str) -> Value:
-    """``value`` rearranged; ``move`` takes the indices (1, *shape) to those of the result (1, *its shape), -1 for a zero."""
-    index = move(np.arange(value.size).reshape(1, *value.shape))
-    if index.shape[0] != 1:
-        raise ValueError("the batch axis is changed")
-    shape = tuple(int(size) for size in index.shape[1:])
+    """``value`` rearranged; ``move`` takes indices in the network's own axes to those of the result, -1 for a zero."""
+    first = np.expand_dims(np.arange(value.size).reshape(value.shape), value.batch)
+    index, batch = _one_sample(
+        move(np.concatenate([first, first + value.size], axis=value.batch)), value.size
+    )
+    shape = tuple(int(size) for size in index.shape)
     flat = np.ascontiguousarray(index).reshape(-1)
     if np.array_equal(flat, np.arange(value.size)):
-        return Value(value.terms, value.bias, shape, tensor)
-    return value.mapped(Gather(flat, value.shape, shape), shape, tensor)
+        return Value(value.terms, value.bias, shape, tensor, batch)
+    return replace(value.mapped(Gather(flat, value.shape, shape), shape, tensor), batch=batch)
+
+
+def _one_sample(index: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+    """The indices of the first of two samples, and the axis that tells them apart."""
+    for axis in range(index.ndim):
+        if index.shape[axis] != 2:
+            continue
+        one, two = np.take(index, 0, axis), np.take(index, 1, axis)
+        if (one < size).all() and np.array_equal(two, np.where(one < 0, -1, one + size)):
+            return one, axis
+    raise ValueError("the batch axis is changed")
 
 
 def expanded(value: Value, shape: Shape, tensor: str | None = None) -> Value:
     """``value`` repeated along its axes of size 1; without ``tensor`` it stays in its own, if nothing is to be done."""
     if shape == value.shape:
-        return value if tensor is None else Value(value.terms, value.bias, shape, tensor)
-    return moved(value, lambda index: np.broadcast_to(_padded(index, shape), (1, *shape)), tensor or "")
+        return value if tensor is None else replace(value, tensor=tensor)
+    batch = value.batch + len(shape) - len(value.shape)
+    full = (*shape[:batch], 2, *shape[batch:])
+    return moved(value, lambda index: np.broadcast_to(index, full), tensor or "")
 
 
-def _padded(index: np.ndarray, shape: Shape) -> np.ndarray:
-    """``index`` with as many axes as ``shape`` and the batch have."""
-    return index.reshape(1, *(1,) * (len(shape) + 1 - index.ndim), *index.shape[1:])
+def common_shape(run: Interpreter, op: Op, left: Value, right: Value) -> Shape:
+    """One sample's shape of two values that meet entry by entry; their samples must lie on the same axis, counted from the last."""
+    if len(left.full) - left.batch != len(right.full) - right.batch:
+        raise run.refuse(op, f"meets samples of shapes {left.shape} and {right.shape}")
+    full = np.broadcast_shapes(left.full, right.full)
+    batch = len(full) - len(left.full) + left.batch
+    return tuple(full[:batch] + full[batch + 1 :])
 
 
 def inner_axis(run: Interpreter, op: Op, axis: int, value: Value) -> int:
@@ -49,9 +68,15 @@ def inner_axis(run: Interpreter, op: Op, axis: int, value: Value) -> int:
     axes = len(value.shape) + 1
     if not -axes <= axis < axes:
         raise run.refuse(op, f"axis {axis} of samples of shape {value.shape}")
-    if axis % axes == 0:
+    if axis % axes == value.batch:
         raise run.refuse(op, "works across the samples of the batch")
     return axis % axes
+
+
+def sample_axis(run: Interpreter, op: Op, axis: int, value: Value) -> int:
+    """The same axis among those of one sample."""
+    found = inner_axis(run, op, axis, value)
+    return found - int(found > value.batch)
 
 
 def _permute(run: Interpreter, op: Op) -> Value:
@@ -61,14 +86,12 @@ def _permute(run: Interpreter, op: Op) -> Value:
     if order is None:
         order = list(range(axes))[::-1]
     order = [int(axis) % axes for axis in order]
-    if order[0] != 0:
-        raise run.refuse(op, "moves the batch from its first axis")
     return moved(value, lambda index: index.transpose(order), op.output)
 
 
 def _swap(run: Interpreter, op: Op) -> Value:
     value = run.operand(op, 0)
-    first, second = (inner_axis(run, op, axis, value) for axis in op.attributes["axes"])
+    first, second = op.attributes["axes"]
     return moved(value, lambda index: index.swapaxes(first, second), op.output)
 
 
@@ -86,7 +109,7 @@ def _slice(run: Interpreter, op: Op) -> Value:
     given = list(op.attributes["keys"])
     if "part" in op.attributes:
         axis, index, count = op.attributes["part"]
-        width = -(-value.shape[inner_axis(run, op, axis, value) - 1] // count)
+        width = -(-value.shape[sample_axis(run, op, axis, value)] // count)
         given.append((axis, slice(index * width, (index + 1) * width)))
     for axis, key in given:
         if isinstance(key, slice) and _is_all(key):
@@ -111,7 +134,7 @@ def _flip(run: Interpreter, op: Op) -> Value:
 def _pad(run: Interpreter, op: Op) -> Value:
     """Zeros around (negative: a crop); attribute ``pads`` has (before, after) for each axis, the batch too."""
     value, pads = run.operand(op, 0), op.attributes["pads"]
-    if len(pads) != len(value.shape) + 1 or any(pads[0]):
+    if len(pads) != len(value.shape) + 1 or any(pads[value.batch]):
         raise run.refuse(op, f"pads {pads} around samples of shape {value.shape}")
 
     def move(index: np.ndarray) -> np.ndarray:
@@ -130,7 +153,7 @@ def _expand(run: Interpreter, op: Op) -> Value:
 
 def _tile(run: Interpreter, op: Op) -> Value:
     value, repeats = run.operand(op, 0), [int(count) for count in op.attributes["repeats"]]
-    if not repeats or repeats[0] != 1 or len(repeats) != len(value.shape) + 1:
+    if len(repeats) != len(value.shape) + 1 or repeats[value.batch] != 1:
         raise run.refuse(op, f"repeats samples of shape {value.shape} {repeats} times")
     return moved(value, lambda index: np.tile(index, repeats), op.output)
 
@@ -138,6 +161,7 @@ def _tile(run: Interpreter, op: Op) -> Value:
 def _nearest(run: Interpreter, op: Op) -> Value:
     """Upsampling by whole factors: every value is repeated."""
     value, shape = run.operand(op, 0), run.shape(op)
+    run.needs_batch_first(op, value)
     if len(shape) != len(value.shape) or any(new % old for new, old in zip(shape, value.shape, strict=True)):
         raise run.refuse(op, f"resizes {value.shape} to {shape}; whole factors are needed")
 
@@ -152,17 +176,20 @@ def _nearest(run: Interpreter, op: Op) -> Value:
 def _concatenate(run: Interpreter, op: Op) -> Value:
     """Along a sample's axis; attribute ``stack`` puts the operands along a new one."""
     values, shape = [run.operand(op, index) for index in range(len(op.inputs))], run.shape(op)
-    axes = len(shape) + 1
+    axes, batch = len(shape) + 1, run.batch(op)
     axis = int(op.attributes["axis"])
-    if not -axes <= axis < axes or axis % axes == 0:
-        raise run.refuse(op, f"joins along axis {axis} of samples of shape {shape}, the batch is axis 0")
+    if not -axes <= axis < axes or axis % axes == batch:
+        raise run.refuse(
+            op, f"joins along axis {axis} of samples of shape {shape}, the batch is axis {batch}"
+        )
     axis %= axes
+    inner = axis - int(axis > batch)
     if op.attributes.get("stack"):
         values = [moved(v, lambda index: np.expand_dims(index, axis), "") for v in values]
     total, start = None, 0
     for value in values:
-        before, after = start, shape[axis - 1] - start - value.shape[axis - 1]
-        start += value.shape[axis - 1]
+        before, after = start, shape[inner] - start - value.shape[inner]
+        start += value.shape[inner]
         pads = [(before, after) if at == axis else (0, 0) for at in range(axes)]
         part = moved(value, lambda index, pads=pads: np.pad(index, pads, constant_values=-1), op.output)  # type: ignore[misc]
         total = part if total is None else total.plus(part, op.output)

@@ -11,14 +11,29 @@ from simtool.networks.graph import AffineForm
 from simtool.networks.operators import Diagonal, Gather, LinearOperator, Shape, compose, merged
 
 
+def _is_nothing(operator: LinearOperator) -> bool:
+    """Whether an operator takes none of its source's values, as one step of a sequence takes nothing from the others."""
+    return isinstance(operator, Gather) and bool((operator.index < 0).all())
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
-    """``shape`` is one sample's; ``tensor`` is the program's tensor that holds this value, "" where there is none."""
+    """``shape`` is one sample's; ``tensor`` is the program's tensor that holds this value, "" where there is none.
+
+    ``batch`` is the axis that the samples have in the program: 0 but for networks that put something before them (the steps of a
+    recurrent layer).
+    """
 
     terms: tuple[tuple[str, LinearOperator], ...]
     bias: np.ndarray | None
     shape: Shape
     tensor: str
+    batch: int = 0
+
+    @property
+    def full(self) -> Shape:
+        """The shape with the samples' axis in its place, as if there were one sample."""
+        return (*self.shape[: self.batch], 1, *self.shape[self.batch :])
 
     @property
     def size(self) -> int:
@@ -52,21 +67,23 @@ class Value:
 
     def mapped(self, operator: LinearOperator, shape: Shape, tensor: str) -> Value:
         """``operator`` of this."""
-        terms = tuple((source, compose(operator, inner)) for source, inner in self.terms)
+        composed = ((source, compose(operator, inner)) for source, inner in self.terms)
+        terms = tuple((source, found) for source, found in composed if not _is_nothing(found))
         bias = None if self.bias is None else operator.apply(self.bias[None])[0]
-        return Value(terms, bias, shape, tensor)
+        return Value(terms, bias, shape, tensor, self.batch)
 
     def scaled(self, factor: np.ndarray, tensor: str) -> Value:
         """Each entry multiplied by ``factor`` (size,)."""
         terms = tuple((source, operator.scaled(factor)) for source, operator in self.terms)
-        return Value(terms, None if self.bias is None else factor * self.bias, self.shape, tensor)
+        return Value(terms, None if self.bias is None else factor * self.bias, self.shape, tensor, self.batch)
 
     def shifted(self, vector: np.ndarray, tensor: str) -> Value:
         """``vector`` (size,) added."""
-        return Value(self.terms, vector if self.bias is None else self.bias + vector, self.shape, tensor)
+        bias = vector if self.bias is None else self.bias + vector
+        return Value(self.terms, bias, self.shape, tensor, self.batch)
 
     def plus(self, other: Value, tensor: str) -> Value:
         """The sum of two values of one shape."""
         biases = [bias for bias in (self.bias, other.bias) if bias is not None]
         bias = np.sum(biases, axis=0) if biases else None
-        return Value(merged(self.terms + other.terms), bias, self.shape, tensor)
+        return Value(merged(self.terms + other.terms), bias, self.shape, tensor, self.batch)
