@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,13 @@ def write_onnx(path: Path, model: onnx.ModelProto) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def write_onnx_of_module(path: Path, module: torch.nn.Module, example: torch.Tensor) -> None:
-    """A PyTorch network as ONNX, for any number of samples."""
+def write_onnx_of_module(
+    path: Path,
+    module: torch.nn.Module,
+    example: torch.Tensor,
+    quiet: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """A PyTorch network as ONNX, for any number of samples; torch writes it inside ``quiet``, as it announces much."""
     import onnx
     import torch
 
@@ -58,8 +63,7 @@ def write_onnx_of_module(path: Path, module: torch.nn.Module, example: torch.Ten
             ".safetensors."
         ) from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter announces changes of itself
+        with quiet():
             written = torch.onnx.export(
                 module,
                 (example,),

@@ -110,7 +110,9 @@ def _write(network: Network, spec: NetworkSpec, temporary: Path, path: Path, inp
         if is_onnx:
             network_file.write_onnx(temporary, network.changed_model({}))  # type: ignore[attr-defined]
         else:
-            network_file.write_onnx_of_module(temporary, *_traceable(network, inputs))
+            from simtool.networks.tracing import quiet_torch
+
+            network_file.write_onnx_of_module(temporary, *_traceable(network, inputs), quiet_torch)
         found = network_file.onnx_runner(temporary)(inputs)
     else:
         state = network.weights() if is_onnx else network.state()  # type: ignore[attr-defined]
