@@ -1,6 +1,7 @@
 """The compiled loops: activations, many samples as tiles of lanes, one sample as a vector.
 
-A tile is (inputs + n + q, width) with the samples along its fast axis, so that one weight meets a vector of samples.
+A tile is (inputs + n + q, width) with the samples along its fast axis, so that one weight meets a vector of samples;
+its rows are LANE_BYTES or, for few samples, LINE_BYTES long.
 The first row with a number that is not finite ends everything and is returned, FINITE where there is none, BAD_INPUT
 where the sample itself is not finite.
 """
@@ -17,8 +18,10 @@ from simtool.inference.lanes import (
     LINE_BYTES,
     dense_row_of_one,
     dense_rows_over_lanes,
+    dense_rows_over_line,
     row_of_one,
     row_over_lanes,
+    row_over_line,
     transpose_block,
 )
 
@@ -111,26 +114,33 @@ def load(samples, first, count, tile, inputs):
 
 
 @compiled
-def _rows_of_tile(matrix, inputs, first, last, lanes, tile):
+def _rows_of_tile(matrix, inputs, first, last, tile):
     """Compute rows ``first`` to ``last`` from their entries on every lane; the first that is not finite, or FINITE."""
     data, indices, indptr, bias, code, parameter = matrix
+    line = tile.shape[1] * tile.itemsize == LINE_BYTES
     for row in range(first, last):
-        for at in range(0, tile.shape[1], lanes):
-            row_over_lanes(data, indices, indptr[row], indptr[row + 1], bias[row], tile, inputs + row, at)
+        begin, end = indptr[row], indptr[row + 1]
+        if line:
+            row_over_line(data, indices, begin, end, bias[row], tile, inputs + row)
+        else:
+            row_over_lanes(data, indices, begin, end, bias[row], tile, inputs + row)
         if not activate(tile, inputs + row, code[row], parameter[row]):
             return row
     return FINITE
 
 
 @compiled
-def _dense_rows_of_tile(matrix, weights, begin, stride, inputs, first, last, low, count, lanes, tile):
+def _dense_rows_of_tile(matrix, weights, begin, stride, inputs, first, last, low, count, tile):
     """The same from dense rows of ``count`` weights, ``stride`` apart from ``begin`` on; their number is a multiple of
     DENSE_ROWS."""
     bias, code, parameter = matrix[3:]
+    line = tile.shape[1] * tile.itemsize == LINE_BYTES
     for row in range(first, last, DENSE_ROWS):
         four = (bias[row], bias[row + 1], bias[row + 2], bias[row + 3])
-        for at in range(0, tile.shape[1], lanes):
-            dense_rows_over_lanes(weights, begin, stride, low, count, four, tile, inputs + row, at)
+        if line:
+            dense_rows_over_line(weights, begin, stride, low, count, four, tile, inputs + row)
+        else:
+            dense_rows_over_lanes(weights, begin, stride, low, count, four, tile, inputs + row)
         begin += DENSE_ROWS * stride
         for r in range(row, row + DENSE_ROWS):
             if not activate(tile, inputs + r, code[r], parameter[r]):
@@ -168,7 +178,7 @@ def store(tile, at, kind, out, first, count):
 
 
 @compiled
-def many(samples, begin, end, matrix, steps, weights, states, lanes, kind, tile, out):
+def many(samples, begin, end, matrix, steps, weights, states, kind, tile, out):
     """Samples ``begin`` to ``end``, tile after tile; the row that is not finite, BAD_INPUT or FINITE.
 
     ``steps`` (s, 7) holds first, last, low, high, and of the step's dense rows in ``weights``: how far apart they are, and
@@ -184,12 +194,12 @@ def many(samples, begin, end, matrix, steps, weights, states, lanes, kind, tile,
             if dense >= 0:
                 whole = last - (last - first) % DENSE_ROWS
                 wrong = _dense_rows_of_tile(
-                    matrix, weights, dense, stride, inputs, first, whole, low, high - low, lanes, tile
+                    matrix, weights, dense, stride, inputs, first, whole, low, high - low, tile
                 )
                 if wrong != FINITE:
                     return wrong
                 first = whole
-            wrong = _rows_of_tile(matrix, inputs, first, last, lanes, tile)
+            wrong = _rows_of_tile(matrix, inputs, first, last, tile)
             if wrong != FINITE:
                 return wrong
         store(tile, inputs + states, kind, out, start, count)

@@ -13,9 +13,9 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
 
-# 256 bytes of samples: four vectors of 512 bits or eight of 256, as many sums as hide the latency of an addition.
-LANE_BYTES = 256
-LINE_BYTES = 64  # a line of the cache
+# A row of a tile. 256 bytes of samples are four vectors of 512 bits or eight of 256: as many sums as hide the latency
+# of an addition, and a weight's load counts little. For few samples it is a line of the cache.
+LANE_BYTES, LINE_BYTES = 256, 64
 DENSE_ROWS = 4
 _UNROLL = 4
 _INDEX = ir.IntType(64)
@@ -65,87 +65,113 @@ def _total(builder: Any, vector: Any, count: int) -> Any:
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
-@_intrinsic
-def row_over_lanes(
-    typing: Any, data: Any, indices: Any, begin: Any, end: Any, bias: Any, tile: Any, row: Any, at: Any
-) -> Any:
-    """tile[row, at : at + lanes] = bias + sum over begin <= k < end of data[k] * tile[indices[k], at : at + lanes].
+def _over_entries(builder: Any, begin: Any, end: Any, totals: list[Any], add: Any) -> Any:
+    """add(k, total) for begin <= k < end, the totals taking turns; their sum."""
+    step = ir.Constant(_INDEX, len(totals))
+    whole = builder.and_(builder.sub(end, begin), ir.Constant(_INDEX, -len(totals)))
+    middle = builder.add(begin, whole)
+    with cgutils.for_range_slice(builder, begin, middle, step, _INDEX) as (k, _):
+        for offset, total in enumerate(totals):
+            add(builder.add(k, ir.Constant(_INDEX, offset)), total)
+    with cgutils.for_range_slice(builder, middle, end, ir.Constant(_INDEX, 1), _INDEX) as (k, _):
+        add(k, totals[0])
+    parts = [builder.load(total) for total in totals]
+    while len(parts) > 1:
+        parts = [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
 
-    ``tile`` is C-contiguous (rows, width), int64 ``begin``, ``end``, ``row``, ``at``; nothing is checked.
+
+def _row_over(lane_bytes: int, sums: int) -> Any:
+    """tile[row] = bias + sum over begin <= k < end of data[k] * tile[indices[k]] for tiles of ``lane_bytes`` a row.
+
+    ``sums`` a power of two: one vector of few lanes would wait for its own last addition. ``tile`` is C-contiguous,
+    ``begin``, ``end``, ``row`` are int64; nothing is checked.
     """
-    signature = types.void(data, indices, begin, end, bias, tile, row, at)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        scalar = context.get_value_type(sig.args[0].dtype)
-        size = sig.args[0].dtype.bitwidth // 8
-        vector = ir.VectorType(scalar, LANE_BYTES // size)
-        weights, columns = (_pointer(context, builder, sig.args[i], args[i]) for i in (0, 1))
-        array = context.make_array(sig.args[5])(context, builder, args[5])
-        width = builder.extract_value(array.shape, 1)
+    @_intrinsic
+    def row_over(
+        typing: Any, data: Any, indices: Any, begin: Any, end: Any, bias: Any, tile: Any, row: Any
+    ) -> Any:
+        signature = types.void(data, indices, begin, end, bias, tile, row)
 
-        total = cgutils.alloca_once_value(builder, _splat(builder, vector, args[4]))
-        with cgutils.for_range_slice(builder, args[2], args[3], ir.Constant(_INDEX, 1), _INDEX) as (k, _):
-            weight, column = _entry(builder, weights, columns, k)
-            place = _vector_at(builder, array.data, column, width, args[7], vector)
-            _add_product(builder, total, _splat(builder, vector, weight), builder.load(place, align=size))
-        place = _vector_at(builder, array.data, args[6], width, args[7], vector)
-        builder.store(builder.load(total), place, align=size)
-        return context.get_dummy_value()
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            scalar = context.get_value_type(sig.args[0].dtype)
+            size = sig.args[0].dtype.bitwidth // 8
+            vector = ir.VectorType(scalar, lane_bytes // size)
+            weights, columns, rows = (_pointer(context, builder, sig.args[i], args[i]) for i in (0, 1, 5))
+            width, zero = ir.Constant(_INDEX, vector.count), ir.Constant(_INDEX, 0)
+            empty = ir.Constant(vector, [0.0] * vector.count)
+            starts = [_splat(builder, vector, args[4])] + [empty] * (sums - 1)
+            totals = [cgutils.alloca_once_value(builder, start) for start in starts]
 
-    return signature, codegen
+            def add(k: Any, total: Any) -> None:
+                weight, column = _entry(builder, weights, columns, k)
+                value = builder.load(_vector_at(builder, rows, column, width, zero, vector), align=size)
+                _add_product(builder, total, _splat(builder, vector, weight), value)
+
+            result = _over_entries(builder, args[2], args[3], totals, add)
+            builder.store(result, _vector_at(builder, rows, args[6], width, zero, vector), align=size)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return row_over
 
 
-@_intrinsic
-def dense_rows_over_lanes(
-    typing: Any,
-    weights: Any,
-    first: Any,
-    stride: Any,
-    low: Any,
-    count: Any,
-    bias: Any,
-    tile: Any,
-    row: Any,
-    at: Any,
-) -> Any:
-    """tile[row + r, at : at + lanes] = bias[r] + sum over j < count of weights[first + r * stride + j] * tile[low + j, ...].
+row_over_lanes, row_over_line = _row_over(LANE_BYTES, 1), _row_over(LINE_BYTES, 4)
 
-    For each r < DENSE_ROWS: one vector of samples, loaded once, meets a weight of each of these rows. ``bias`` is a tuple.
-    The lanes are done in two halves, so that all sums stay in registers.
+
+def _dense_rows_over(lane_bytes: int, parts: int) -> Any:
+    """tile[row + r] = bias[r] + sum over j < count of weights[first + r * stride + j] * tile[low + j], r < DENSE_ROWS.
+
+    One vector of samples, loaded once, meets a weight of each of these rows. ``bias`` is a tuple. The lanes are done in
+    ``parts``, so that all sums stay in registers.
     """
-    signature = types.void(weights, first, stride, low, count, bias, tile, row, at)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        scalar = context.get_value_type(sig.args[0].dtype)
-        size = sig.args[0].dtype.bitwidth // 8
-        half = LANE_BYTES // size // 2
-        vector = ir.VectorType(scalar, half)
-        weights = _pointer(context, builder, sig.args[0], args[0])
-        array = context.make_array(sig.args[6])(context, builder, args[6])
-        width = builder.extract_value(array.shape, 1)
-        zero, one = ir.Constant(_INDEX, 0), ir.Constant(_INDEX, 1)
-        for part in range(2):
-            lane = builder.add(args[8], ir.Constant(_INDEX, part * half))
-            sums = [
-                cgutils.alloca_once_value(builder, _splat(builder, vector, builder.extract_value(args[5], r)))
-                for r in range(DENSE_ROWS)
-            ]
-            with cgutils.for_range_slice(builder, zero, args[4], one, _INDEX) as (j, _):
-                value = builder.load(
-                    _vector_at(builder, array.data, builder.add(args[3], j), width, lane, vector), align=size
-                )
-                entry = builder.add(args[1], j)
-                for total in sums:
-                    weight = builder.load(builder.gep(weights, [entry], inbounds=True))
-                    _add_product(builder, total, _splat(builder, vector, weight), value)
-                    entry = builder.add(entry, args[2])
-            for r, total in enumerate(sums):
-                row = builder.add(args[7], ir.Constant(_INDEX, r))
-                place = _vector_at(builder, array.data, row, width, lane, vector)
-                builder.store(builder.load(total), place, align=size)
-        return context.get_dummy_value()
+    @_intrinsic
+    def dense_rows_over(
+        typing: Any,
+        weights: Any,
+        first: Any,
+        stride: Any,
+        low: Any,
+        count: Any,
+        bias: Any,
+        tile: Any,
+        row: Any,
+    ) -> Any:
+        signature = types.void(weights, first, stride, low, count, bias, tile, row)
 
-    return signature, codegen
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            scalar = context.get_value_type(sig.args[0].dtype)
+            size = sig.args[0].dtype.bitwidth // 8
+            lanes = lane_bytes // size
+            vector = ir.VectorType(scalar, lanes // parts)
+            weights, rows = (_pointer(context, builder, sig.args[i], args[i]) for i in (0, 6))
+            zero, one, width = (ir.Constant(_INDEX, number) for number in (0, 1, lanes))
+            for part in range(parts):
+                lane = ir.Constant(_INDEX, part * vector.count)
+                starts = [builder.extract_value(args[5], r) for r in range(DENSE_ROWS)]
+                totals = [cgutils.alloca_once_value(builder, _splat(builder, vector, b)) for b in starts]
+                with cgutils.for_range_slice(builder, zero, args[4], one, _INDEX) as (j, _):
+                    place = _vector_at(builder, rows, builder.add(args[3], j), width, lane, vector)
+                    value, entry = builder.load(place, align=size), builder.add(args[1], j)
+                    for total in totals:
+                        weight = builder.load(builder.gep(weights, [entry], inbounds=True))
+                        _add_product(builder, total, _splat(builder, vector, weight), value)
+                        entry = builder.add(entry, args[2])
+                for r, total in enumerate(totals):
+                    row = builder.add(args[7], ir.Constant(_INDEX, r))
+                    place = _vector_at(builder, rows, row, width, lane, vector)
+                    builder.store(builder.load(total), place, align=size)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return dense_rows_over
+
+
+dense_rows_over_lanes, dense_rows_over_line = _dense_rows_over(LANE_BYTES, 2), _dense_rows_over(LINE_BYTES, 1)
 
 
 @_intrinsic
@@ -223,15 +249,6 @@ def row_of_one(typing: Any, data: Any, indices: Any, begin: Any, end: Any, vecto
             weight, column = _entry(builder, weights, columns, k)
             _add_product(builder, total, weight, builder.load(builder.gep(values, [column], inbounds=True)))
 
-        step = ir.Constant(_INDEX, _UNROLL)
-        whole = builder.and_(builder.sub(args[3], args[2]), ir.Constant(_INDEX, -_UNROLL))
-        middle = builder.add(args[2], whole)
-        with cgutils.for_range_slice(builder, args[2], middle, step, _INDEX) as (k, _):
-            for offset, total in enumerate(sums):
-                add(builder.add(k, ir.Constant(_INDEX, offset)), total)
-        with cgutils.for_range_slice(builder, middle, args[3], ir.Constant(_INDEX, 1), _INDEX) as (k, _):
-            add(k, sums[0])
-        parts = [builder.load(total) for total in sums]
-        return builder.fadd(builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3]))
+        return _over_entries(builder, args[2], args[3], sums, add)
 
     return signature, codegen

@@ -17,8 +17,8 @@ from simtool.model import ImplicitModel
 
 _log = logging.getLogger("simtool")
 DTYPES = ("float32", "float64")
-# A tile costs as much as this many single samples (2.4 against .31 ns a stored entry).
-FEW = 7
+# A narrow tile takes as long as 1.5 to 2.5 single samples where weights are sparse, up to 5 where they are dense.
+FEW = 1
 
 
 class InferencePlan:
@@ -90,8 +90,8 @@ class InferencePlan:
                 samples = samples.astype(self.dtype)
         samples = np.ascontiguousarray(samples)
         out = np.empty((count, self.model.q), self.dtype)
-        # What would leave most of a last tile empty goes one by one.
-        rest = count % self.program.lanes
+        # What would leave most of a tile empty goes one by one.
+        rest = count % self.program.line
         tiled = count - rest if rest <= FEW else count
         if tiled:
             self._tiles(self.program, samples, tiled, out)
