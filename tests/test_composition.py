@@ -361,6 +361,29 @@ def test_the_printed_matrices() -> None:
     assert np.allclose(with_d.A.toarray(), np.block([[a1 + b1 @ d2 @ c1, b1 @ c2], [b2 @ c1, a2]]))
 
 
+def test_networks_from_the_laws() -> None:
+    """Layers cascaded are IDL (3.2); a sum with the identity under an activation is the thesis's residual block."""
+    rng = np.random.default_rng(1)
+    w = [rng.normal(size=shape) for shape in ((4, 3), (5, 4), (2, 5))]
+    layers = [affine(elementwise("relu", len(x)), input_weight=x) for x in w[:2]]
+    network = cascade(affine_map(w[2]), cascade(layers[1], layers[0]))
+    a, b = np.zeros((9, 9)), np.zeros((9, 3))
+    a[:5, 5:], b[5:] = w[1], w[0]
+    assert np.array_equal(network.A.toarray(), a)
+    assert np.array_equal(network.B.toarray(), b)
+    assert np.array_equal(network.C.toarray(), np.hstack([w[2], np.zeros((2, 4))]))
+    assert (network.D.nnz, network.has_bias, network.well_posedness().by) == (0, False, "acyclic")
+
+    # y = phi_2(u + W2 phi_1(W1 u)); printed with x = (x1, x2), here last layer first
+    w1, w2 = rng.normal(size=(4, 3)), rng.normal(size=(3, 4))
+    branch = affine(affine(elementwise("tanh", 4), input_weight=w1), weight=w2)
+    block = cascade(elementwise("relu", 3), parallel_sum(affine_map(np.eye(3)), branch))
+    assert np.array_equal(block.A.toarray(), np.block([[np.zeros((3, 3)), w2], [np.zeros((4, 7))]]))
+    assert np.array_equal(block.B.toarray(), np.vstack([np.eye(3), w1]))
+    u = rng.normal(size=(3, 5))
+    assert close(outputs(block, u), np.maximum(u + w2 @ np.tanh(w1 @ u), 0.0))
+
+
 def test_ill_posed_feedback_is_refused() -> None:
     straight = affine_map(np.eye(2))
     with pytest.raises(InputError, match="I - D K is singular"):
@@ -569,6 +592,8 @@ def test_a_plain_cascade_can_lose_the_norm_and_keeps_a_rescaling() -> None:
     assert weak.scaling is None
     with pytest.raises(InputError, match=r"'inner' has .*no rescaling below 1"):
         scaled_cascade(outer, free_model(p=5, q=3, norm=1.5))
+    with pytest.raises(InputError, match=r"shrink by the factor .*below 1e-200"):
+        scaled_cascade(outer, affine(inner, weight=1e250))
 
 
 @laws

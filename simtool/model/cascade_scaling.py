@@ -14,6 +14,8 @@ from simtool.model.implicit import ImplicitModel
 from simtool.model.scaling import scaled
 from simtool.model.wellposed import row_norm
 
+_SMALLEST_FACTOR = 1e-200
+
 
 def scaled_cascade(
     outer: ImplicitModel,
@@ -36,20 +38,25 @@ def scaled_cascade(
     """
     parts = [_contractive(model, name) for model, name in zip((outer, inner), names, strict=True)]
     whole = cascade(*parts, names=names, strip_output_map=strip_output_map)
+    if _contracts(whole):
+        return whole
     above = slice(0, outer.n)
     weighted = sparse.csr_array(sparse.diags_array(lipschitz(whole.blocks)[above]) @ abs(whole.A[above]))
     own = np.asarray(weighted[:, above].sum(axis=1))
     coupling = np.asarray(weighted[:, outer.n :].sum(axis=1))
     coupled = coupling > 0.0
-    factor = float(((1.0 - own[coupled]) / coupling[coupled]).min()) if coupled.any() else np.inf
-    if factor > 1.0 and _contracts(whole):
-        return whole
+    factor = float(((1.0 - own[coupled]) / coupling[coupled]).min())
     fixed = [block.name for block in outer.blocks if not block.activation.homogeneous]
     if fixed:
         raise InputError(
             f"the links from {names[1]!r} into {names[0]!r} would have to shrink by the factor {factor:.3g}, and the blocks "
             f"{', '.join(fixed[:5])} are not positively homogeneous, so that their states cannot be scaled. Use cascade(), "
             "which is well-posed all the same, or relu, leaky_relu or identity states."
+        )
+    if not factor > _SMALLEST_FACTOR:
+        raise InputError(
+            f"the links from {names[1]!r} into {names[0]!r} would have to shrink by the factor {factor:.3g}, below "
+            f"{_SMALLEST_FACTOR:g}: C would overflow. Scale the weights of the models, or use cascade()."
         )
     scale = np.concatenate([np.full(outer.n, 0.5 * min(factor, 1.0)), np.ones(inner.n)])
     result = replace(
@@ -60,7 +67,7 @@ def scaled_cascade(
         scaling=scale if whole.scaling is None else scale * whole.scaling,
     )
     if not _contracts(result):
-        raise InputError(f"the factor {factor:.3g} does not fit into double precision. Use cascade().")
+        raise InputError(f"with the factor {factor:.3g} the norm rounds to 1. Use cascade().")
     return result
 
 
