@@ -79,7 +79,8 @@ class OperatorUse:
     """How one operator of the network was understood.
 
     ``role`` is ``linear`` (has weights), ``fixed`` (linear without parameters: pooling, slices, permutations, concatenations),
-    ``activation``, ``arithmetic``, ``map`` or ``passed``.
+    ``activation``, ``arithmetic``, ``map`` or ``passed``; and in a network without a graph ``glue``, what its own runtime computes
+    between its layers.
     """
 
     operator: str

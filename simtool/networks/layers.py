@@ -74,7 +74,7 @@ class Layer:
     def positions(self, count: Callable[[str], int] | None = None) -> int:
         """Positions of one sample, over all uses; ``count`` may say how many entries of a tensor's first axis a sample has."""
         return sum(
-            self._places(use) * (use.factor if count is None else count(use.source)) for use in self.uses
+            self.places(use) * (use.factor if count is None else count(use.source)) for use in self.uses
         )
 
     def with_tensors(self, tensors: Mapping[str, np.ndarray]) -> Layer:
@@ -82,7 +82,13 @@ class Layer:
         bias = None if self.spec.bias is None else tensors[self.spec.bias]
         return replace(self, weight=tensors[self.spec.weight], bias=bias)
 
-    def _places(self, use: Use) -> int:
+    @property
+    def weight_entries(self) -> int:
+        """Numbers of the weight that are this layer's."""
+        return self.spec.rows * self.spec.fan_in
+
+    def places(self, use: Use) -> int:
+        """Positions of one entry of the samples' axis."""
         return prod(use.out_shape[:-1]) if self.spec.kind == "linear" else prod(use.out_shape[1:])
 
     def columns(self, tensors: Mapping[str, np.ndarray], chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +103,7 @@ class Layer:
         first = 0
         for use in self.uses:
             source, result = tensors[use.source], tensors[use.result]
-            factor, places = len(source) // k, self._places(use)
+            factor, places = len(source) // k, self.places(use)
             sample, at = np.nonzero((chosen >= first) & (chosen < first + factor * places))
             inner, place = np.divmod(chosen[sample, at] - first, places)
             first += factor * places

@@ -209,14 +209,12 @@ def _without_graph(
             f"the output of {network} does not keep the samples apart on its first axis. Return one row for each sample."
         )
     taken = {id(use.op) for layer in found.layers for use in layer.uses}
-    left = {id(op): why for op, why in found.left}
     uses = []
     for op in program.ops:
         role = "linear" if id(op) in taken else "passed" if op.kind == "pass" else "glue"
         if op.output == program.output and output_map is not None:
             role = "map"
-        why = left.get(id(op))
-        uses.append(OperatorUse(op.operator, op.name, f"glue ({why})" if why else role))
+        uses.append(OperatorUse(op.operator, op.name, role))
     nonzero, entries = _counts(program)
     return Outline(
         program=program,

@@ -117,6 +117,7 @@ TABLE: dict[str, Callable[..., Meaning]] = {
     **{f"aten.{name}": _fill(1.0) for name in ("ones", "ones_like", "new_ones")},
     **{f"aten.{name}": _fill(None) for name in ("full", "full_like", "new_full")},
     "aten.linear": _linear,
+    "aten.embedding": lambda *call: unsupported("it looks rows of its table up by whole numbers"),
     "aten.addmm": _addmm,
     "aten.mm": lambda *call: ("matmul", tuple(call[0][:2]), {}),
     "aten.matmul": lambda *call: ("matmul", tuple(call[0][:2]), {}),

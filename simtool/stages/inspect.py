@@ -12,6 +12,8 @@ from simtool.blocks import Block
 from simtool.errors import InputError, NoImplicitForm, OptionError
 from simtool.model import ImplicitModel, load_layers, load_model
 from simtool.networks import NetworkSpec, load_network
+from simtool.networks.layers import Layer
+from simtool.networks.outline import Outline
 from simtool.stages import replay as replaying
 from simtool.stages.inspect_layers import certificate, layer_facts, layer_row, layer_table
 from simtool.stages.sparsify import elimination
@@ -91,23 +93,64 @@ def _blocks(blocks: tuple[Block, ...]) -> list[dict[str, Any]]:
 
 def _network(spec: NetworkSpec) -> dict[str, Any]:
     network = load_network(spec)
-    graph = network.graph
+    found = network.outline
+    graph = found.whole
     return {
         "kind": "network",
         "input_shape": list(network.input_shape),
-        "states": graph.states,
-        "outputs": graph.output_size,
-        "output_map": graph.output_map,
-        "parameters": graph.baseline_parameters,
-        "baseline_nnz": graph.baseline_nnz,
-        "blocks": _blocks(graph.blocks),
-        "output_parents": list(graph.output_parents),
-        "operators": [
-            {"operator": use.operator, "node": use.node, "role": use.role} for use in graph.operators
-        ],
-        "refused": list(graph.refused),
+        "graph": graph is not None,
+        "graph_reason": None if found.reason is None else str(found.reason),
+        "states": None if graph is None else graph.states,
+        "outputs": found.output_size,
+        "output_map": found.output_map,
+        "parameters": found.baseline_parameters,
+        "parameters_in_layers": sum(
+            layer.weight_entries + (layer.spec.rows if layer.spec.has_bias else 0) for layer in found.layers
+        ),
+        "baseline_nnz": found.baseline_nnz,
+        "blocks": [] if graph is None else _blocks(graph.blocks),
+        "output_parents": [] if graph is None else list(graph.output_parents),
+        "layers": [_layer(layer) for layer in found.layers],
+        "operators": _operators(found),
+        "refused": [] if found.reason is None else list(found.reason.refused),
         "sha256": network.sha256,
     }
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    spec = layer.spec
+    return {
+        "name": spec.name,
+        "kind": spec.kind,
+        "weight": spec.weight,
+        "bias": spec.bias,
+        "rows": spec.rows,
+        "fan_in": spec.fan_in,
+        "groups": spec.groups,
+        "positions": layer.positions(),
+        "uses": len(layer.uses),
+    }
+
+
+def _operators(found: Outline) -> list[dict[str, Any]]:
+    """Every operator with its role and, where it is or belongs to a layer, what of it becomes rows; else why not."""
+    layers = {id(use.op): (layer, use) for layer in found.layers for use in layer.uses}
+    left = {id(op): why for op, why in found.found.left}
+    ops = {(op.operator, op.name): op for op in found.program.ops}
+    table = []
+    for entry in found.operators:
+        op = ops.get((entry.operator, entry.node))
+        role, detail = entry.role, ""
+        if op is not None and id(op) in layers:
+            layer, use = layers[id(op)]
+            places = layer.places(use) * use.factor
+            detail = f"{layer.spec.rows} rows x {layer.spec.fan_in} features at {places} position(s): {layer.spec.name}"
+        elif op is not None and id(op) in left:
+            role, detail = ("left" if found.whole is None else role), left[id(op)]
+        elif op is not None and found.whole is None:
+            detail = str(op.attributes.get("why", ""))
+        table.append({"operator": entry.operator, "node": entry.node, "role": role, "detail": detail})
+    return table
 
 
 def _states(path: Path) -> dict[str, Any]:
