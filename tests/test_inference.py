@@ -19,6 +19,7 @@ from simtool.blocks import Block
 from simtool.errors import ConvergenceError, InputError, OptionError
 from simtool.inference import InferencePlan, kernels
 from simtool.inference import program as program_module
+from simtool.inference.lanes import exp_of_negative
 from simtool.inference.schedule import CODES, obstacle, schedule
 from simtool.model import ImplicitModel
 from simtool.model.implicit import OUTPUT_MAPS
@@ -125,6 +126,24 @@ def test_every_activation_far_out(spec: str, dtype: str) -> None:
     tiled, alone = plan.predict(z), np.concatenate([plan.predict(row[None]) for row in z])
     for found in (tiled, alone):
         assert (np.abs(found - expected) <= TOLERANCE[dtype] * np.maximum(1.0, np.abs(expected))).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_exponential_is_right_to_two_roundings(dtype: type) -> None:
+    from numba import njit
+
+    @njit
+    def exponentials(x: np.ndarray) -> np.ndarray:
+        out = np.empty_like(x)
+        for i in range(len(x)):
+            out[i] = exp_of_negative(x[i])
+        return out
+
+    x = -np.concatenate([np.linspace(0, 80, 100_001), np.geomspace(1e-12, 80, 20_000), [0.0]]).astype(dtype)
+    exact = np.exp(x.astype(np.longdouble))
+    assert (np.abs(exponentials(x) - exact) <= 2 * np.finfo(dtype).eps * exact).all()
+    ends = exponentials(np.array([-1e4, -np.inf, np.nan, -0.0], dtype))
+    np.testing.assert_array_equal(ends, np.array([0, 0, np.nan, 1], dtype))
 
 
 def test_every_known_activation_has_a_code() -> None:

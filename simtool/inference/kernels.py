@@ -19,6 +19,7 @@ from simtool.inference.lanes import (
     dense_row_of_one,
     dense_rows_over_lanes,
     dense_rows_over_line,
+    exp_of_negative,
     row_of_one,
     row_over_lanes,
     row_over_line,
@@ -34,8 +35,15 @@ _GELU_SCALE, _GELU_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
 
 @compiled
 def _sigmoid(z):
-    e = math.exp(-abs(z))  # of what is never positive: no overflow
+    e = exp_of_negative(-abs(z))
     return 1.0 / (1.0 + e) if z >= 0 else e / (1.0 + e)
+
+
+@compiled
+def _tanh(z):
+    e = exp_of_negative(-2 * abs(z))
+    value = (1.0 - e) / (1.0 + e)
+    return value if z >= 0 else -value
 
 
 @compiled
@@ -46,7 +54,7 @@ def phi(z, code, parameter):
     if code == 2:
         return parameter * z if z < 0 else z
     if code == 3:
-        return math.tanh(z)
+        return _tanh(z)
     if code == 4:
         return _sigmoid(z)
     if code == 5:
@@ -56,7 +64,7 @@ def phi(z, code, parameter):
     if code == 7:
         return 0.5 * z * (1.0 + math.erf(z * _ROOT_HALF))
     if code == 8:
-        return 0.5 * z * (1.0 + math.tanh(_GELU_SCALE * (z + _GELU_CUBIC * z * z * z)))
+        return 0.5 * z * (1.0 + _tanh(_GELU_SCALE * (z + _GELU_CUBIC * z * z * z)))
     if code == 9:
         b = parameter * z
         return ((b if b > 0 else b * 0) + math.log1p(math.exp(-abs(b)))) / parameter
@@ -79,6 +87,32 @@ def _finite(tile, row):
 
 
 @compiled
+def _exponentials(tile, row, code, parameter):
+    """phi of tile[row] for tanh, sigmoid, elu, silu and the tanh form of gelu, as loops that become vectors."""
+    kind = tile.dtype.type
+    one, two, zero = kind(1), kind(2), kind(0)
+    scale, cubic = kind(2 * _GELU_SCALE), kind(_GELU_CUBIC)
+    if code == 3:
+        for t in range(tile.shape[1]):
+            z = tile[row, t]
+            e = exp_of_negative(-two * abs(z))
+            value = (one - e) / (one + e)
+            tile[row, t] = value if z >= zero else -value
+    elif code == 5:
+        for t in range(tile.shape[1]):
+            z = tile[row, t]
+            tile[row, t] = z if z >= zero else parameter * (exp_of_negative(-abs(z)) - one)
+    else:
+        # z sigmoid(s): gelu's tanh form is z sigmoid(2 (...)), since 1 + tanh(s) = 2 sigmoid(2 s)
+        for t in range(tile.shape[1]):
+            z = tile[row, t]
+            s = scale * (z + cubic * z * z * z) if code == 8 else z
+            e = exp_of_negative(-abs(s))
+            value = (one if s >= zero else e) / (one + e)
+            tile[row, t] = value if code == 4 else z * value
+
+
+@compiled
 def activate(tile, row, code, parameter):
     """phi of tile[row] in place; False where z or phi(z) is not finite: a closed relu would hide the former."""
     zero = tile.dtype.type(0)
@@ -88,6 +122,8 @@ def activate(tile, row, code, parameter):
         for t in range(tile.shape[1]):
             z = tile[row, t]
             tile[row, t] = zero if z < zero else z
+    elif code in (3, 4, 5, 6, 8):
+        _exponentials(tile, row, code, parameter)
     elif code:
         for t in range(tile.shape[1]):
             tile[row, t] = phi(tile[row, t], code, parameter)

@@ -7,6 +7,7 @@ four cycles an entry where one is enough.
 
 from __future__ import annotations
 
+from math import factorial, log
 from typing import Any
 
 from llvmlite import ir
@@ -252,3 +253,42 @@ def row_of_one(typing: Any, data: Any, indices: Any, begin: Any, end: Any, vecto
         return _over_entries(builder, args[2], args[3], sums, add)
 
     return signature, codegen
+
+
+@_intrinsic
+def exp_of_negative(typing: Any, x: Any) -> Any:
+    """exp(x) for x <= 0 to a rounding or two, without a call, so that a loop of it becomes vectors; NaN stays NaN.
+
+    2^n exp(r) with n the nearest whole number to x / ln 2 and |r| <= ln(2) / 2, by Taylor's polynomial. 0 below what is
+    denormal.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_value_type(sig.args[0])
+        double = sig.args[0] == types.float64
+        bits, mantissa, bias, terms, least = (64, 52, 1023, 13, -708.0) if double else (32, 23, 127, 8, -87.0)
+        # ln 2 in two parts; n times the first is exact
+        high, low = (0.6931471803691238, 1.9082149292705877e-10) if double else (0.693359375, -2.12194440e-4)
+
+        def number(value: float) -> Any:
+            return ir.Constant(kind, value)
+
+        (x,) = args
+        below = builder.fcmp_ordered("<", x, number(least))
+        inside = builder.select(below, number(least), x)
+        floor = builder.module.declare_intrinsic("llvm.floor", [kind])
+        scaled = builder.fmul(inside, number(1.0 / log(2.0)))
+        n = builder.call(floor, [builder.fadd(scaled, number(0.5))])
+        r = builder.fsub(builder.fsub(inside, builder.fmul(n, number(high))), builder.fmul(n, number(low)))
+        value = number(1.0 / factorial(terms - 1))
+        for power in range(terms - 2, -1, -1):
+            value = builder.fadd(
+                builder.fmul(value, r, flags=_FUSED), number(1.0 / factorial(power)), flags=_FUSED
+            )
+        integer = ir.IntType(bits)
+        whole = builder.fptosi(builder.select(builder.fcmp_ordered("ord", n, n), n, number(0.0)), integer)
+        exponent = builder.shl(builder.add(whole, ir.Constant(integer, bias)), ir.Constant(integer, mantissa))
+        value = builder.fmul(value, builder.bitcast(exponent, kind))
+        return builder.select(below, number(0.0), value)
+
+    return x(x), codegen

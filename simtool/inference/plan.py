@@ -17,8 +17,6 @@ from simtool.model import ImplicitModel
 
 _log = logging.getLogger("simtool")
 DTYPES = ("float32", "float64")
-# A narrow tile takes as long as 1.5 to 2.5 single samples where weights are sparse, up to 5 where they are dense.
-FEW = 1
 
 
 class InferencePlan:
@@ -92,7 +90,7 @@ class InferencePlan:
         out = np.empty((count, self.model.q), self.dtype)
         # What would leave most of a tile empty goes one by one.
         rest = count % self.program.line
-        tiled = count - rest if rest <= FEW else count
+        tiled = count - rest if rest <= self.program.few else count
         if tiled:
             self._tiles(self.program, samples, tiled, out)
         if tiled < count:

@@ -8,12 +8,13 @@ from simtool.errors import OptionError
 from simtool.inference import kernels, lanes
 from simtool.inference.schedule import Schedule, Step
 
-# Measured on one core with AVX-512 (Zen 4) at 3.2 GHz in float32; the rules follow from these figures.
-# Many samples: 27e9 products a second over stored entries (a vector from the second cache for each), 57e9 over all
-# entries of a dense block (BLAS: 45e9, so it is not called). One sample: dense rows are as fast as stored entries at a
-# density of .18 where the dense matrix stays in the caches, at .4 where it comes from memory.
-DENSE_MANY = 0.5
-DENSE_ONE, DENSE_ONE_LARGE = 0.18, 0.4
+# Nanoseconds an entry, measured on one core with AVX-512 (Zen 4) at 3.2 GHz in float32, bias and activation left out: one
+# sample, a narrow tile, a wide tile; stored entries against those of a dense matrix, which _LARGE comes from memory. In a
+# wide tile that is 27e9 products a second (a vector from the second cache for each) against 57e9 (BLAS: 45e9, so it is not
+# called). The rules that follow from them are where one becomes faster than the other.
+_ONE, _ONE_DENSE, _ONE_DENSE_LARGE = 0.31, 0.056, 0.125
+_LINE, _LINE_DENSE = 0.5, 0.25
+DENSE_ONE, DENSE_ONE_LARGE, DENSE_MANY = _ONE_DENSE / _ONE, _ONE_DENSE_LARGE / _ONE, _LINE_DENSE / _LINE
 _CACHED_BYTES = 2**22
 # So many narrow tiles take no longer than a wide one, which takes 3 to 3.9 times as long as one of them.
 LINES = 3
@@ -22,8 +23,8 @@ LINES = 3
 class Program:
     """``schedule`` in ``dtype``, ready for the kernels.
 
-    ``dense_one`` and ``dense_many`` (steps,) say which steps are dense products, for one sample and for many. Raises
-    OptionError where a weight is too large for ``dtype``.
+    ``dense_one`` and ``dense_many`` (steps,) say which steps are dense products, for one sample and for many; up to
+    ``few`` samples are faster one by one. Raises OptionError where a weight is too large for ``dtype``.
     """
 
     def __init__(self, schedule: Schedule, dtype: np.dtype, output_map: str | None) -> None:
@@ -46,9 +47,18 @@ class Program:
         steps = schedule.steps
         self.dense_one = tuple(_dense_for_one(step, dtype.itemsize) for step in steps)
         self.dense_many = tuple(step.density > DENSE_MANY for step in steps)
+        self.few = self._few()
         self._place_dense()
         # Kept between calls, by width; append and pop are atomic.
         self._tiles: dict[int, list[np.ndarray]] = {self.lanes: [], self.line: []}
+
+    def _few(self) -> int:
+        """So many samples are faster one by one than in a narrow tile."""
+        one = line = 0.0
+        for step, alone, together in zip(self.schedule.steps, self.dense_one, self.dense_many, strict=True):
+            one += _ONE_DENSE * step.entries if alone else _ONE * step.nnz
+            line += _LINE_DENSE * step.entries if together else _LINE * step.nnz
+        return int(line / one) if one else 1
 
     def _place_dense(self) -> None:
         """The steps' table of :func:`kernels.many`, and dense copies of what is multiplied densely."""
