@@ -196,7 +196,7 @@ class _Finder:
             if op.inputs[1] in self.program.constants:
                 return None
             return "its weight stands before what it multiplies" if weights else ""
-        if op.kind != "unsupported" or not weights:
+        if op.kind != "unsupported" or not (weights or op.operator in ("If", "Loop", "Scan")):
             return ""
         return (
             op.attributes.get("why")

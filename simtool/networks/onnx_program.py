@@ -14,6 +14,15 @@ from simtool.importing import describe
 from simtool.networks import onnx_layers, onnx_ops, onnx_session, onnx_shapes
 from simtool.networks.program import Op, Program
 
+_WITH_WEIGHTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "RNN", "GRU", "LSTM")
+
+
+def _inner_nodes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The nodes of the graphs that a node (If, Loop, Scan) holds, however deep."""
+    graphs = [graph for item in node.attribute for graph in ([item.g] if item.HasField("g") else item.graphs)]
+    found = [nested for graph in graphs for nested in graph.node]
+    return found + [deep for nested in found for deep in _inner_nodes(nested)]
+
 
 class Translator:
     """ONNX nodes to a :class:`Program`."""
@@ -48,6 +57,8 @@ class Translator:
         for node in self._model.graph.node:
             if node.op_type == "Split" and not node.domain and node.output[0] not in self._constants:
                 ops += [self._part(node, index) for index, name in enumerate(node.output) if name]
+            elif reason := next((self._reasons[name] for name in node.output if name in self._reasons), None):
+                ops += [self._kept(node, name, reason) for name in node.output if name]
             elif node.output[0] not in self._constants:
                 ops.append(self._translate(node))
                 ops += [self._extra_output(node, name) for name in node.output[1:] if name]
@@ -137,6 +148,12 @@ class Translator:
         name = node.output[index]
         return Op(kind, node.op_type, node.name or name, (node.input[0],), name, found)
 
+    @staticmethod
+    def _kept(node: onnx.NodeProto, name: str, why: str) -> Op:
+        """One result of a recurrent node that could not be written out."""
+        inputs = tuple(i for i in node.input if i)
+        return Op("unsupported", node.op_type, node.name or name, inputs, name, {"why": why})
+
     def _extra_output(self, node: onnx.NodeProto, name: str) -> Op:
         """A second output (the mask of a dropout, the indices of a pooling): nothing that is taken has one that matters."""
         values = tuple(i for i in node.input if i and i not in self._constants)
@@ -145,8 +162,9 @@ class Translator:
 
     def _objection(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> str | None:
         """Why a node that is taken in general is refused here."""
-        if node.output[0] in self._reasons:
-            return self._reasons[node.output[0]]
+        if inner := _inner_nodes(node):
+            layers = sum(nested.op_type in _WITH_WEIGHTS for nested in inner)
+            return f"it runs {len(inner)} nodes of its own, {layers} of them with weights, which are not looked into"
         if node.op_type == "Dropout":
             training = self._constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
             if (training is not None and bool(training)) or (
