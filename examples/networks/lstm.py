@@ -19,6 +19,7 @@ class RowLSTM(nn.Module):
         self.classifier = nn.Linear(hidden, 10)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        # Not unflatten: the classic ONNX exporter would make the number of samples a constant.
         states, _ = self.recurrent(pixels.reshape(-1, 8, 8))
         return self.classifier(states[:, -1])
 
