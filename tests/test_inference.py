@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from simtool.blocks import Block
 from simtool.errors import ConvergenceError, InputError, OptionError
 from simtool.inference import InferencePlan, kernels
 from simtool.inference import program as program_module
-from simtool.inference.lanes import exp_of_negative
+from simtool.inference.lanes import exp_of_negative, log1p_of_fraction
 from simtool.inference.schedule import CODES, obstacle, schedule
 from simtool.model import ImplicitModel
 from simtool.model.implicit import OUTPUT_MAPS
@@ -144,6 +145,22 @@ def test_the_exponential_is_right_to_two_roundings(dtype: type) -> None:
     assert (np.abs(exponentials(x) - exact) <= 2 * np.finfo(dtype).eps * exact).all()
     ends = exponentials(np.array([-1e4, -np.inf, np.nan, -0.0], dtype))
     np.testing.assert_array_equal(ends, np.array([0, 0, np.nan, 1], dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_logarithm_is_right_to_two_roundings(dtype: type) -> None:
+    from numba import njit
+
+    @njit
+    def logarithms(x: np.ndarray) -> np.ndarray:
+        out = np.empty_like(x)
+        for i in range(len(x)):
+            out[i] = log1p_of_fraction(x[i])
+        return out
+
+    x = np.concatenate([np.linspace(0, 1, 100_001), np.geomspace(1e-30, 1, 20_000)]).astype(dtype)
+    exact = np.log1p(x.astype(np.longdouble))
+    assert (np.abs(logarithms(x) - exact) <= 2 * np.finfo(dtype).eps * exact).all()
 
 
 def test_every_known_activation_has_a_code() -> None:
@@ -330,3 +347,23 @@ def test_without_numbas_compiler_the_plan_says_so() -> None:
         check=False,
     )
     assert "NUMBA_DISABLE_JIT is set" in run.stderr.splitlines()[-1]
+
+
+def test_the_first_run_says_that_it_compiles_and_the_second_does_not(tmp_path: Path) -> None:
+    code = (
+        "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s'); "
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r}); from model_cases import layered_model; import numpy as np; "
+        "from simtool.inference import InferencePlan; InferencePlan(layered_model()).predict(np.zeros((40, 6)))"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert "compiling the inference kernels, once on this machine" in said[0]
+    assert "compiling" not in said[1]

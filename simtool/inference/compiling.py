@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -39,3 +40,15 @@ def compiled(function: Callable[..., Any]) -> Any:
 
     cache.save_overload = save_if_possible
     return dispatcher
+
+
+def announce(dispatcher: Any) -> None:
+    """Say that the next call of ``dispatcher`` compiles, where nothing of it is cached."""
+    if dispatcher.signatures:
+        return
+    folder = dispatcher.stats.cache_path
+    if folder is None or not any(Path(folder).glob(f"kernels.{dispatcher.__name__}*.nbi")):
+        where = (
+            "in every process: no cache folder can be written" if folder is None else "once on this machine"
+        )
+        _log.info("compiling the inference kernels, %s (some seconds)", where)

@@ -20,6 +20,7 @@ from simtool.inference.lanes import (
     dense_rows_over_lanes,
     dense_rows_over_line,
     exp_of_negative,
+    log1p_of_fraction,
     row_of_one,
     row_over_lanes,
     row_over_line,
@@ -30,6 +31,7 @@ from simtool.inference.lanes import (
 MAPS = {None: 0, "softmax": 1, "log_softmax": 2, "sigmoid": 3}
 FINITE, BAD_INPUT = -1, -2
 _ROOT_HALF = math.sqrt(0.5)
+_ERF = (0.3275911, 0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 _GELU_SCALE, _GELU_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
 
 
@@ -113,6 +115,39 @@ def _exponentials(tile, row, code, parameter):
 
 
 @compiled
+def _softplus(tile, row, beta):
+    """The same for (max(b, 0) + log(1 + exp(-|b|))) / beta with b = beta z."""
+    zero = tile.dtype.type(0)
+    for t in range(tile.shape[1]):
+        b = beta * tile[row, t]
+        tail = log1p_of_fraction(exp_of_negative(-abs(b)))
+        tile[row, t] = ((b if b > zero else zero) + tail) / beta
+
+
+@compiled
+def _gelu(tile, row):
+    """The same for gelu in float32: erf of Abramowitz and Stegun 7.1.26, whose error is below 1.5e-7."""
+    kind = tile.dtype.type
+    one, half, root = kind(1), kind(0.5), kind(_ROOT_HALF)
+    p, a1, a2, a3, a4, a5 = (
+        kind(_ERF[0]),
+        kind(_ERF[1]),
+        kind(_ERF[2]),
+        kind(_ERF[3]),
+        kind(_ERF[4]),
+        kind(_ERF[5]),
+    )
+    for t in range(tile.shape[1]):
+        z = tile[row, t]
+        x = abs(z) * root
+        s = one / (one + p * x)
+        tail = s * (a1 + s * (a2 + s * (a3 + s * (a4 + s * a5)))) * exp_of_negative(-x * x)
+        # Phi(z): 1 - tail / 2 above 0, tail / 2 below
+        below = half * tail
+        tile[row, t] = z * (one - below if z >= kind(0) else below)
+
+
+@compiled
 def activate(tile, row, code, parameter):
     """phi of tile[row] in place; False where z or phi(z) is not finite: a closed relu would hide the former."""
     zero = tile.dtype.type(0)
@@ -124,6 +159,10 @@ def activate(tile, row, code, parameter):
             tile[row, t] = zero if z < zero else z
     elif code in (3, 4, 5, 6, 8):
         _exponentials(tile, row, code, parameter)
+    elif code == 9:
+        _softplus(tile, row, parameter)
+    elif code == 7 and tile.itemsize == 4:
+        _gelu(tile, row)
     elif code:
         for t in range(tile.shape[1]):
             tile[row, t] = phi(tile[row, t], code, parameter)

@@ -255,6 +255,14 @@ def row_of_one(typing: Any, data: Any, indices: Any, begin: Any, end: Any, vecto
     return signature, codegen
 
 
+def _polynomial(builder: Any, x: Any, coefficients: list[float]) -> Any:
+    value = ir.Constant(x.type, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        product = builder.fmul(value, x, flags=_FUSED)
+        value = builder.fadd(product, ir.Constant(x.type, coefficient), flags=_FUSED)
+    return value
+
+
 @_intrinsic
 def exp_of_negative(typing: Any, x: Any) -> Any:
     """exp(x) for x <= 0 to a rounding or two, without a call, so that a loop of it becomes vectors; NaN stays NaN.
@@ -280,15 +288,25 @@ def exp_of_negative(typing: Any, x: Any) -> Any:
         scaled = builder.fmul(inside, number(1.0 / log(2.0)))
         n = builder.call(floor, [builder.fadd(scaled, number(0.5))])
         r = builder.fsub(builder.fsub(inside, builder.fmul(n, number(high))), builder.fmul(n, number(low)))
-        value = number(1.0 / factorial(terms - 1))
-        for power in range(terms - 2, -1, -1):
-            value = builder.fadd(
-                builder.fmul(value, r, flags=_FUSED), number(1.0 / factorial(power)), flags=_FUSED
-            )
+        value = _polynomial(builder, r, [1.0 / factorial(power) for power in range(terms)])
         integer = ir.IntType(bits)
         whole = builder.fptosi(builder.select(builder.fcmp_ordered("ord", n, n), n, number(0.0)), integer)
         exponent = builder.shl(builder.add(whole, ir.Constant(integer, bias)), ir.Constant(integer, mantissa))
         value = builder.fmul(value, builder.bitcast(exponent, kind))
         return builder.select(below, number(0.0), value)
+
+    return x(x), codegen
+
+
+@_intrinsic
+def log1p_of_fraction(typing: Any, x: Any) -> Any:
+    """log(1 + x) for 0 <= x <= 1, as 2 artanh(s) = 2 (s + s^3 / 3 + ...) with s = x / (2 + x) <= 1 / 3."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_value_type(sig.args[0])
+        terms = 17 if sig.args[0] == types.float64 else 8
+        s = builder.fdiv(args[0], builder.fadd(args[0], ir.Constant(kind, 2.0)))
+        series = _polynomial(builder, builder.fmul(s, s), [2.0 / (2 * k + 1) for k in range(terms)])
+        return builder.fmul(s, series)
 
     return x(x), codegen

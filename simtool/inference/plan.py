@@ -11,6 +11,7 @@ import numpy as np
 
 from simtool.errors import ConvergenceError, InputError, OptionError
 from simtool.inference import kernels
+from simtool.inference.compiling import announce
 from simtool.inference.program import Program
 from simtool.inference.schedule import obstacle, schedule
 from simtool.model import ImplicitModel
@@ -53,6 +54,7 @@ class InferencePlan:
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 and self.reason is None else None
         if self.reason is None:
             self.program = Program(schedule(model), self.dtype, model.output_map)
+            announce(kernels.many)
         else:
             _log.info("inference runs ImplicitModel.predict: %s", self.reason)
 
