@@ -111,6 +111,13 @@ class ObjectiveType(click.ParamType):
     "--weight-samples", type=click.Path(), metavar="FILE", help="Weights of the samples in the loss, a .npy."
 )
 @click.option(
+    "--target-sparsity",
+    type=float,
+    metavar="S",
+    help="Keep a share 1 - S of the network's non-zero parameters, chosen over all rows at once, and fit least squares on them.",
+)
+@click.option("--target-nnz", type=int, metavar="N", help="The same, with N non-zeros kept.")
+@click.option(
     "--untied",
     is_flag=True,
     help="Of layers whose weights are shared over positions (convolutions), fit every position's row by itself, not one row a channel.",

@@ -18,7 +18,7 @@ from simtool.cli.sparsify import describe
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--phase",
-    type=click.Choice(["tiles", "prepare", "rows", "merge", "all"]),
+    type=click.Choice(["tiles", "prepare", "paths", "rows", "merge", "all"]),
     required=True,
     help="In this order; all is the whole run.",
 )

@@ -25,9 +25,11 @@ from simtool.networks.network import Recorded, shaped
 from simtool.networks.operators import Dense, Diagonal, signature
 from simtool.networks.outline import Outline, outline
 from simtool.networks.torch_program import Translator, array
+from simtool.networks.torch_sensitivity import squared_gradients
 from simtool.networks.tracing import takes_whole_numbers, trace
 
 log = logging.getLogger("simtool")
+SIGN_PROBES = 8
 
 
 class TorchNetwork:
@@ -58,6 +60,13 @@ class TorchNetwork:
     def tensors(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
         """The tensors ``names`` of the program for ``inputs`` (k, *input_shape), the samples first: (k * factor, ...)."""
         found = self._runner.run(shaped(inputs, self.input_shape), list(names))
+        return self.outline.samples_first(found)
+
+    def sensitivities(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """sum_k (dy_k/dt)^2 for every entry of the tensors ``names``, the samples first, as :meth:`tensors` gives them."""
+        found = self._runner.squared_gradients(
+            shaped(inputs, self.input_shape), list(names), self.outline.output_tensor
+        )
         return self.outline.samples_first(found)
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -105,14 +114,8 @@ class Runner:
 
     def run(self, batch: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
         """The tensors ``names`` for ``batch`` (k, *shape), as the program holds them."""
-        if not self.dtype.is_floating_point:
-            batch = whole_numbers(batch, self.rows, self.network)
-        # torch warns about arrays that are not writable, as batches read from a file are: those are copied.
-        values = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self.dtype)
         recorder = _Recorder(self.exported.graph_module, frozenset(names))
-        arguments = [
-            values if value is None else value for value in _arguments(self.exported, self.constants)
-        ]
+        arguments = self._arguments(batch)
         try:
             with torch.no_grad():
                 recorder.run(*arguments)
@@ -121,6 +124,19 @@ class Runner:
                 f"{self.network} failed on a batch of {len(batch)} samples: {describe(error)}. Check the network."
             ) from error
         return {name: value.numpy() for name, value in recorder.found.items()}
+
+    def squared_gradients(self, batch: np.ndarray, names: list[str], output: str) -> dict[str, np.ndarray]:
+        """See :func:`simtool.networks.torch_sensitivity.squared_gradients`; an output of few values takes as many probes."""
+        arguments = self._arguments(batch)
+        found = squared_gradients(self.exported.graph_module, arguments, names, output, SIGN_PROBES)
+        return {name: value.numpy() for name, value in found.items()}
+
+    def _arguments(self, batch: np.ndarray) -> list[torch.Tensor]:
+        if not self.dtype.is_floating_point:
+            batch = whole_numbers(batch, self.rows, self.network)
+        # torch warns about arrays that are not writable, as batches read from a file are: those are copied.
+        values = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self.dtype)
+        return [values if value is None else value for value in _arguments(self.exported, self.constants)]
 
 
 class _Recorder(fx.Interpreter):

@@ -22,7 +22,7 @@ from simtool.model import load_layers, load_model
 from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
 from simtool.row_status import STATUSES, RowStatus
-from simtool.stages.sparsify import constraints
+from simtool.stages.sparsify import budget, constraints
 from simtool.stages.sparsify.answer import Answer, Task, answer, judge, statuses
 from simtool.stages.sparsify.elimination import kept_features
 from simtool.stages.sparsify.folder import RunFolder
@@ -82,10 +82,13 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
     )  # also says which there are
     shard = next(shard for shard in plan.shards if shard.start <= row < shard.stop)
     group, asked = kept_group(plan, shard, kept_features(folder, plan)), constraints_of(folder, plan)
-    ((_, usable),) = constraints.pieces(
-        plan.allowed(group, np.array([row]), asked.mask), plan.smooth(group), 1
-    )
+    allowed = plan.allowed(group, np.array([row]), asked.mask)
+    supports = budget.support(folder, plan, replace(shard, start=row, stop=row + 1))
+    if supports is not None:
+        allowed = supports if allowed is None else allowed & supports
+    ((_, usable),) = constraints.pieces(allowed, plan.smooth(group), 1)
     group = replace(group, features=group.features[usable])
+    allowed = None if allowed is None else allowed[:, usable]
     with open_states(Path(states)) as source:
         expected = spec["states"]["content_sha256"]
         if source.content_sha256() != expected:
@@ -95,7 +98,7 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
             )
         w, z = _arrays(source, plan, group, row)
         design = Design(w, sample_weight=asked.sample_weight)
-        rows = problems(plan, group, np.array([row]), design, z, asked.mask)
+        rows = problems(plan, group, design, z, allowed)
     features = group.features - plan.banks[group.bank].features[0]
     stored = np.zeros(features.size)
     stored[np.searchsorted(features, indices)] = values

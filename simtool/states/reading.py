@@ -19,19 +19,23 @@ from simtool.blocks import Block
 from simtool.errors import FormatError
 from simtool.layers import LayerSpec
 from simtool.states.header import StatesHeader
-from simtool.states.writing import DESIGN, LAYERS, MATRICES, TARGETS, TEACHER
+from simtool.states.writing import DESIGN, LAYERS, MATRICES, SENSITIVITY, TARGETS, TEACHER
 
 _TILE = 1024  # columns hashed at a time: part of the meaning of content_sha256
 
 
 @dataclass(frozen=True)
 class LayerStates:
-    """A layer's arrays on disk: ``design`` (features, columns), ``targets`` (rows, columns), the ``teacher``'s rows (rows, features)."""
+    """A layer's arrays on disk: ``design`` (features, columns), ``targets`` (rows, columns), the ``teacher``'s rows (rows, features).
+
+    ``sensitivity`` (rows,) is the sum over a sample's positions of E||dy/dt||^2, 0 in all rows where it is not known.
+    """
 
     spec: LayerSpec
     design: h5py.Dataset
     targets: h5py.Dataset
     teacher: h5py.Dataset
+    sensitivity: h5py.Dataset
 
 
 class States:
@@ -130,6 +134,7 @@ class States:
             (DESIGN, (spec.features, spec.columns)),
             (TARGETS, (spec.rows, spec.columns)),
             (TEACHER, (spec.rows, spec.features)),
+            (SENSITIVITY, (spec.rows,)),
         ):
             dataset = self._dataset(f"{LAYERS}/{index}/{name}")
             if dataset.shape != shape or dataset.dtype.kind != "f":
@@ -138,7 +143,7 @@ class States:
                     "expected. Extract the states again."
                 )
             found[name] = dataset
-        return LayerStates(spec, found[DESIGN], found[TARGETS], found[TEACHER])
+        return LayerStates(spec, found[DESIGN], found[TARGETS], found[TEACHER], found[SENSITIVITY])
 
     @property
     def file(self) -> h5py.File:
@@ -210,7 +215,8 @@ class States:
             digest.update(f"{self.header.whole} {self.header.carried_nnz}".encode())
         for layer in self.layers:
             digest.update(json.dumps(layer.spec.to_json(), sort_keys=True).encode())
-            digest.update(np.ascontiguousarray(layer.teacher[()], dtype="<f8").tobytes())
+            for known in (layer.teacher, layer.sensitivity):
+                digest.update(np.ascontiguousarray(known[()], dtype="<f8").tobytes())
             for dataset in (layer.design, layer.targets):
                 for start in range(0, dataset.shape[1], _TILE):
                     tile = np.asarray(dataset[:, start : start + _TILE], dtype="<f4")

@@ -17,7 +17,7 @@ from simtool.layers import LayerSpec
 from simtool.states.header import StatesHeader
 
 MATRICES = ("A", "B", "C", "D")
-LAYERS, DESIGN, TARGETS, TEACHER = "layers", "inputs", "targets", "teacher"
+LAYERS, DESIGN, TARGETS, TEACHER, SENSITIVITY = "layers", "inputs", "targets", "teacher", "sensitivity"
 _CHUNK_ROWS = 256
 
 
@@ -70,6 +70,7 @@ class StatesWriter:
         sensitivity: np.ndarray,
         teacher: Mapping[str, sp.csr_array],
         layer_teachers: Sequence[np.ndarray] = (),
+        layer_sensitivities: Sequence[np.ndarray] = (),
         store_program: Callable[[h5py.File], None] | None = None,
     ) -> None:
         """Write all that is not a column and mark the file complete."""
@@ -80,6 +81,10 @@ class StatesWriter:
             raise InputError(f"{self.layer_columns} of {wanted} columns of the layers were written.")
         for index, rows in enumerate(layer_teachers):
             hdf5.write_array(self.file, f"{LAYERS}/{index}/{TEACHER}", np.asarray(rows, dtype=np.float64))
+        for index, known in enumerate(layer_sensitivities):
+            hdf5.write_array(
+                self.file, f"{LAYERS}/{index}/{SENSITIVITY}", np.asarray(known, dtype=np.float64)
+            )
         hdf5.write_array(self.file, "indices", np.asarray(indices, dtype=np.int64))
         if labels is not None:
             hdf5.write_array(self.file, "labels", labels)

@@ -17,6 +17,7 @@ from simtool.rescale import Form
 from simtool.stages.convert import implicit_form
 from simtool.stages.extract.choice import Choice
 from simtool.stages.extract.layers import Recorded, tensors_of
+from simtool.stages.extract.sensitivity import LayerSensitivity
 
 RECONSTRUCTION_TOLERANCE = 1e-5
 _TEACHER_TOLERANCE = 1e-4  # float32 sums against float64 ones
@@ -60,10 +61,12 @@ class Recording:
     _sensitivity: np.ndarray = field(init=False)
     _cyclic: ImplicitModel | None = field(init=False)
     _names: tuple[str, ...] = field(init=False)
+    watched: LayerSensitivity = field(init=False)
 
     def __post_init__(self) -> None:
         self._sensitivity = np.zeros(len(self.g))
         self._cyclic = cyclic_model(self.network) if self.blocks else None
+        self.watched = LayerSensitivity(self.network, tuple(entry.layer for entry in self.layers))
         outline = self.network.outline
         names = outline.wanted() if self.blocks else (outline.output_tensor,)
         self._names = tuple(dict.fromkeys((*names, *tensors_of([entry.layer for entry in self.layers]))))
@@ -85,6 +88,7 @@ class Recording:
             if first == 0:
                 entry.check(design, targets)
             self.layer_columns.append((design, targets))
+        self.watched.add(batch, first)
         outline = self.network.outline
         return outline.recorded(tensors) if self.blocks else outline.output(tensors)
 

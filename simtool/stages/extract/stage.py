@@ -115,6 +115,7 @@ def extract(
             sensitivity=run.sensitivity(),
             teacher={"A": teacher.A, "B": teacher.B, "C": teacher.C, "D": teacher.D},
             layer_teachers=[entry.layer.matrix for entry in layers],
+            layer_sensitivities=run.watched.mean(),
             store_program=_program_of(loaded, layers),
         )
     return {

@@ -18,11 +18,11 @@ from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.remote import MERGE, PREPARE, WHOLE, missing
 from simtool.stages.sparsify.request import Request, require_trust
 from simtool.stages.sparsify.steps import Steps
-from simtool.stages.sparsify.tasks import CHOICE, ROWS, TILES
+from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
 from simtool.stages.sparsify.work import Plan, plan_of
 from simtool.states import open_states
 
-PHASES = (TILES, PREPARE, ROWS, MERGE, WHOLE)
+PHASES = (TILES, PREPARE, PATHS, ROWS, MERGE, WHOLE)
 
 
 def work(
@@ -41,7 +41,7 @@ def work(
 
     Parameters
     ----------
-    phase : tiles, prepare, rows, merge, or all of them
+    phase : tiles, prepare, paths, rows, merge, or all of them
     items : a JSON file with the numbers of the tiles or shards to be divided; all unless given. What is there is skipped.
     objective : repeats an objective of one's own, whose code runs
     workers : processes of this part
@@ -54,7 +54,7 @@ def work(
         raise OptionError(f"--phase must be one of {', '.join(PHASES)}, got {phase!r}.")
     if parts < 1 or not 0 <= part < parts:
         raise OptionError(f"--part must lie in [0, --parts - 1], got {part} of {parts}.")
-    if parts > 1 and phase not in (TILES, ROWS):
+    if parts > 1 and phase not in (TILES, PATHS, ROWS):
         raise OptionError(f"--phase {phase} is one job, got --parts {parts}. Leave it out.")
     if ray_address is not None and phase != WHOLE:
         raise OptionError(f"--ray-address belongs to --phase {WHOLE}, got --phase {phase}. Leave it out.")
@@ -76,9 +76,10 @@ def work(
         return {"run": str(folder.path), "phase": phase, "done": _prepare(folder, plan)}
     todo = _items(items, len(plan.tiles if phase == TILES else plan.shards))[part::parts]
     steps = Steps(folder, plan)
-    left = [item for item in todo if item in set(steps.tiles if phase == TILES else steps.rows)]
-    if phase == ROWS and left:
-        _require_grams(folder, plan, steps)
+    undone = {TILES: steps.tiles, PATHS: steps.paths, ROWS: steps.rows}[phase]
+    left = [item for item in todo if item in set(undone)]
+    if phase != TILES and left:
+        _require_grams(folder, plan, steps, phase)
     engine = engines.get(where)
     try:
         local.run_tasks(folder, plan, engine, phase, left, progress)
@@ -115,21 +116,21 @@ def _items(file: str | Path | None, count: int) -> list[int]:
 
 
 def _prepare(folder: RunFolder, plan: Plan) -> int:
-    """Join the tiles, and let the heuristic choose."""
+    """Join the tiles, and let the heuristic or the budget choose, once the paths it needs are there."""
     steps = Steps(folder, plan)
     if steps.tiles:
         raise WorkerError(
             f"{len(steps.tiles)} of {len(plan.tiles)} Gram tiles are missing: {missing(folder, plan)}"
         )
     steps.assemble()
-    if steps.choose:
+    if steps.choose and not steps.paths:
         engine = engines.get(EngineOptions("serial"))
         local.run_tasks(folder, plan, engine, CHOICE, [0], NO_PROGRESS)
-    return len(steps.grams) + steps.choose
+    return len(steps.grams) + (steps.choose and not steps.paths)
 
 
-def _require_grams(folder: RunFolder, plan: Plan, steps: Steps) -> None:
-    if steps.grams or steps.choose or not folder.array(plan.banks[-1].targets).exists():
+def _require_grams(folder: RunFolder, plan: Plan, steps: Steps, phase: str) -> None:
+    if steps.grams or (steps.choose and phase == ROWS) or not folder.array(plan.banks[-1].targets).exists():
         what = "chosen features" if steps.choose else "Gram matrices" if steps.grams else "states"
         raise WorkerError(
             f"the {what} that the rows of {folder.path} need are not there: an earlier phase failed, or has not run. "
@@ -171,7 +172,7 @@ def _close(folder: RunFolder, plan: Plan, where: EngineOptions | None, progress:
 def _times(folder: RunFolder, plan: Plan) -> Times:
     """What the tracks say of work done elsewhere; a phase lasts from its first task's begin to its last one's end."""
     spans, peak, hosts, at_once = {}, 0.0, set(), 1
-    for phase in (TILES, CHOICE, ROWS):
+    for phase in (TILES, PATHS, CHOICE, ROWS):
         done = [track for track in tracks.read(folder, phase) if track.state == tracks.DONE and track.ended]
         begins = [float(track.owner["since"]) for track in done]
         ends = [float(track.ended or 0.0) for track in done]
@@ -179,4 +180,6 @@ def _times(folder: RunFolder, plan: Plan) -> Times:
         peak = max([peak, *(float(track.report.get("peak_memory_bytes", 0)) for track in done)])
         hosts |= {str(track.owner["host"]) for track in done}
         at_once = max(at_once, len({(track.owner["host"], track.owner["pid"]) for track in done}))
-    return Times("slurm", at_once, spans[TILES], spans[CHOICE], spans[ROWS], peak, sorted(hosts))
+    return Times(
+        "slurm", at_once, spans[TILES], spans[PATHS], spans[CHOICE], spans[ROWS], peak, sorted(hosts)
+    )

@@ -15,7 +15,7 @@ from simtool.engines.shards import write_bytes
 from simtool.errors import NoImplicitForm, SimtoolError
 from simtool.model import ImplicitModel, load_layers, load_model, save_model
 from simtool.networks.stored import load
-from simtool.stages.sparsify import elimination, tracks
+from simtool.stages.sparsify import budget, elimination, tracks
 from simtool.stages.sparsify.expand import implicit_of
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.merge import merge, merge_layers, spec_sha256
@@ -38,6 +38,7 @@ class Times:
     engine: str
     workers: int
     gram_seconds: float = 0.0
+    paths_seconds: float = 0.0
     elimination_seconds: float = 0.0
     rows_seconds: float = 0.0
     worker_peak_memory_bytes: float = 0.0
@@ -46,7 +47,7 @@ class Times:
     @property
     def solve_seconds(self) -> float:
         """Gram matrices, choice of features, rows and certificates; no file reading."""
-        return self.gram_seconds + self.elimination_seconds + self.rows_seconds
+        return self.gram_seconds + self.paths_seconds + self.elimination_seconds + self.rows_seconds
 
 
 def finish(folder: RunFolder, plan: Plan, source: States, times: Times, seconds: float) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
     keys = RESULT_KEYS | elimination.result_keys(plan)
     if not isinstance(result, dict) or set(result) != keys or not folder.model.exists():
         return None
-    if not elimination.is_complete(folder, plan):
+    if not (elimination.is_complete(folder, plan) and budget.is_chosen(folder, plan)):
         return None
     if not all(folder.holds(folder.shard(index)) for index in range(len(plan.shards))):
         return None

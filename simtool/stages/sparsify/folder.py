@@ -45,6 +45,7 @@ class RunFolder:
         self.model = path / "model.h5"
         self.elimination = path / "elimination.json"
         self.kept = self.rows / "kept.shard"
+        self.supports = self.rows / "supports.shard"
         self.timing = path / "timing.json"
         self.log = path / "log.txt"
         self.constraints = path / "constraints.shard"

@@ -8,18 +8,19 @@ from typing import Any
 from simtool.engines import Engine
 from simtool.progress import Progress
 from simtool.solvers.warm import is_compiled, warm
-from simtool.stages.sparsify import elimination
+from simtool.stages.sparsify import budget, elimination
 from simtool.stages.sparsify.finish import Times
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.inputs import write_inputs
 from simtool.stages.sparsify.steps import Steps
-from simtool.stages.sparsify.tasks import CHOICE, ROWS, TILES
+from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
 from simtool.stages.sparsify.work import Plan
 from simtool.states import States
 
 # Per phase: its task, and what progress calls it and counts.
 _PHASES = {
     TILES: ("simtool.stages.sparsify.tasks:tile", "Gram matrix", "tiles"),
+    PATHS: ("simtool.stages.sparsify.tasks:paths", "paths", "rows"),
     CHOICE: ("simtool.stages.sparsify.tasks:choose", "elimination", "task"),
     ROWS: ("simtool.stages.sparsify.tasks:shard", "rows", "rows"),
 }
@@ -42,11 +43,20 @@ def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progres
     times.gram_seconds = run_tasks(folder, plan, engine, TILES, steps.tiles, progress, times)
     steps.assemble()
     if steps.choose:
-        elimination.write_weights(folder, source.sensitivity)
+        write_weights(folder, plan, source)
+        times.paths_seconds = run_tasks(folder, plan, engine, PATHS, steps.paths, progress, times)
         times.elimination_seconds = run_tasks(folder, plan, engine, CHOICE, [0], progress, times)
     times.rows_seconds = run_tasks(folder, plan, engine, ROWS, steps.rows, progress, times)
     times.workers = engine.workers  # Ray knows it only when it has been asked
     return times
+
+
+def write_weights(folder: RunFolder, plan: Plan, source: States) -> None:
+    """What the choice of features or supports goes by."""
+    if plan.budget is not None:
+        budget.write_weights(folder, plan, source)
+    else:
+        elimination.write_weights(folder, source.sensitivity)
 
 
 def run_tasks(
@@ -81,7 +91,7 @@ def run_tasks(
 
 
 def _weight(plan: Plan, phase: str, item: int) -> int:
-    return plan.shards[item].stop - plan.shards[item].start if phase == ROWS else 1
+    return plan.shards[item].stop - plan.shards[item].start if phase in (PATHS, ROWS) else 1
 
 
 class _Account:

@@ -58,6 +58,8 @@ class SparsifyOptions:
     sign, box : nonnegative or nonpositive; LO,HI with LO <= 0 <= HI: bounds of every coefficient but the bias's
     mask : a .npy (n + q, n + p) of zeros and ones, or a model: the coefficients there may be; in a spec, its sha256
     weight_samples : a .npy (m,) of weights of the samples in the loss; in a spec, its sha256
+    target_sparsity, target_nnz : how sparse the model shall be, as a share of the network's non-zero parameters in [0, 1), or as the number of
+        non-zeros that stay: supports are chosen by elimination under one budget for all rows, coefficients are least squares on them
     untied : give every position of a layer with shared weights rows of its own (the papers' expanded rows), instead of one row for
         each of its output channels; `layered` only
     """
@@ -83,6 +85,8 @@ class SparsifyOptions:
     mask: str | None = None
     weight_samples: str | None = None
     untied: bool = False
+    target_sparsity: float | None = None
+    target_nnz: int | None = None
 
     def __post_init__(self) -> None:
         if not self.custom and self.objective not in OBJECTIVES:
@@ -151,6 +155,40 @@ class SparsifyOptions:
         if not (math.isfinite(self.tol) and 1e-12 <= self.tol <= 0.1):
             raise OptionError(f"--tol must lie in [1e-12, 0.1], got {self.tol!r}. The default is 1e-6.")
         self._check_cone_program()
+        self._check_budget()
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a size is asked for."""
+        return self.target_sparsity is not None or self.target_nnz is not None
+
+    def _check_budget(self) -> None:
+        if not self.has_budget:
+            return
+        if self.target_sparsity is not None and self.target_nnz is not None:
+            raise OptionError(
+                "--target-sparsity and --target-nnz ask for the same thing. Leave one of them out."
+            )
+        if self.target_sparsity is not None and not 0.0 <= self.target_sparsity < 1.0:
+            raise OptionError(
+                f"--target-sparsity must lie in [0, 1), got {self.target_sparsity!r}: .9 leaves a tenth of the network's non-zeros."
+            )
+        if self.target_nnz is not None and self.target_nnz < 0:
+            raise OptionError(f"--target-nnz must not be negative, got {self.target_nnz}.")
+        option = "--target-sparsity" if self.target_nnz is None else "--target-nnz"
+        if self.objective not in ("lasso", "least-squares") or self.match == "exact":
+            raise OptionError(
+                f"{option} fits least squares on the supports it chooses (with --kappa, under its bound), got --objective {self.objective}"
+                f"{' --match exact' if self.match == 'exact' else ''}. Leave the objective out."
+            )
+        if self.solver not in (None, "native"):
+            raise OptionError(f"{option} needs --solver native, got {self.solver!r}. Leave --solver out.")
+        given = {"--eliminate": None if self.eliminate == "none" else self.eliminate, "--mask": self.mask}
+        for other, value in given.items():
+            if value is not None:
+                raise OptionError(
+                    f"{option} chooses the features of every row itself: leave {other} {value} out."
+                )
 
     @property
     def custom(self) -> bool:
@@ -200,6 +238,8 @@ def resolve(options: SparsifyOptions, largest_lipschitz: float) -> SparsifyOptio
     kappa, kappa_on = options.kappa, options.kappa_on
     # Exact matching is SIM's problem (8): its kappa bounds the A-part, and is asked for.
     the_lasso = name == "lasso" and options.match == "relaxed"
+    if options.has_budget and kappa is None and options.structure != "free":
+        name, the_lasso = "least-squares", False
     if kappa is None and the_lasso:
         kappa = _LASSO_KAPPA
     if kappa_on is None:
@@ -234,6 +274,7 @@ def resolve(options: SparsifyOptions, largest_lipschitz: float) -> SparsifyOptio
         lambda2 = default if lambda2 is None else lambda2
     return replace(
         options,
+        objective=name,
         kappa=kappa,
         kappa_on=kappa_on,
         solver=solver,

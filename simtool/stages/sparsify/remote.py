@@ -17,12 +17,13 @@ from simtool.engines.shards import write_bytes
 from simtool.errors import OutputError, WorkerError
 from simtool.importing import is_reference
 from simtool.progress import Progress
-from simtool.stages.sparsify import elimination, tracks
+from simtool.stages.sparsify import tracks
 from simtool.stages.sparsify.finish import finished
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.inputs import write_inputs
+from simtool.stages.sparsify.local import write_weights
 from simtool.stages.sparsify.steps import Steps
-from simtool.stages.sparsify.tasks import ROWS, TILES
+from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
 from simtool.stages.sparsify.work import Plan
 from simtool.states import States
 
@@ -40,7 +41,7 @@ def submit(folder: RunFolder, plan: Plan, source: States, where: EngineOptions) 
     if steps.rows:
         write_inputs(folder, source, bool(plan.layers))
     if steps.choose:
-        elimination.write_weights(folder, source.sensitivity)
+        write_weights(folder, plan, source)
     if options.ray_nodes is not None:
         title = "all rows, on Ray inside one allocation"
         phases = [slurm.Phase("ray", _command(folder, WHOLE, "--ray-address", "auto"), None, title)]
@@ -55,6 +56,11 @@ def _chain(folder: RunFolder, steps: Steps, options: slurm.SlurmOptions) -> list
     if steps.grams or steps.choose:
         title = "joins the tiles" + (", and chooses the features" if steps.choose else "")
         phases.append(slurm.Phase(PREPARE, _command(folder, PREPARE), None, title))
+    if steps.paths:
+        phases.append(_array(folder, PATHS, steps.paths, options, "paths of the rows, for the budget"))
+        phases.append(
+            slurm.Phase(CHOICE, _command(folder, PREPARE), None, "shares the budget out over all rows")
+        )
     if steps.rows:
         phases.append(_array(folder, ROWS, steps.rows, options, "shards of rows"))
     return [*phases, slurm.Phase(MERGE, _command(folder, MERGE), None, "writes model.h5 from the shards")]
@@ -142,7 +148,7 @@ def wait(folder: RunFolder, plan: Plan, jobs: slurm.Jobs, progress: Progress) ->
 def missing(folder: RunFolder, plan: Plan) -> str:
     """Why a run whose jobs have ended is not finished, and what to do."""
     absent = [index for index in range(len(plan.shards)) if not folder.shard(index).exists()]
-    failed = [track for phase in (TILES, ROWS) for track in tracks.read(folder, phase) if track.error]
+    failed = [track for phase in (TILES, PATHS, ROWS) for track in tracks.read(folder, phase) if track.error]
     words = f"{len(absent)} of {len(plan.shards)} shards of {folder.path} are missing"
     if failed:
         words += f"; {len(failed)} failed, the first with: {failed[0].error}"

@@ -16,7 +16,7 @@ from simtool.engines import Engine, EngineOptions
 from simtool.errors import InputError, OptionError, OutputError
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.solvers import backends
-from simtool.stages.sparsify import agreement, constraints, elimination, local, remote
+from simtool.stages.sparsify import agreement, budget, constraints, elimination, local, remote
 from simtool.stages.sparsify.estimate import estimate, require_room
 from simtool.stages.sparsify.finish import finish, finished
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from simtool.engines.slurm import Jobs
 
 _log = logging.getLogger("simtool")
+# In a spec only where they are used: specs written before these were known stay the same.
+_LATER_OPTIONS = ("untied", "target_sparsity", "target_nnz")
 
 
 def sparsify(
@@ -289,6 +291,9 @@ def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
     own: dict[str, Any] = {}
     if tied:
         own["layers"] = [layer.to_json() for layer in header.layers]
+    wanted = budget.spec_of(options, header, tied)
+    if wanted is not None:
+        own["budget"] = wanted
     if options.custom:
         from simtool.solvers.custom.objective import load
 
@@ -296,7 +301,9 @@ def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
     return {
         **own,
         "format_version": SPEC_VERSION,
-        "options": {key: value for key, value in asdict(resolved).items() if key != "untied" or value},
+        "options": {
+            key: value for key, value in asdict(resolved).items() if value or key not in _LATER_OPTIONS
+        },
         "sizes": {"n": header.states, "p": header.inputs, "q": header.outputs, "m": header.samples},
         "blocks": to_json(header.blocks),
         "output_parents": list(header.output_parents),

@@ -17,7 +17,7 @@ from simtool.stages.sparsify import lock, remote, tracks
 from simtool.stages.sparsify.finish import finished
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.request import Request
-from simtool.stages.sparsify.tasks import CHOICE, ROWS, TILES
+from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
 from simtool.stages.sparsify.work import Plan, plan_of
 
 _log = logging.getLogger("simtool")
@@ -140,7 +140,7 @@ def _at_work(
 ) -> tuple[list[tracks.Track], list[tracks.Track]]:
     """The tracks of tasks that are in work, and of those that failed and are not done since."""
     running, failed = [], []
-    for phase in (TILES, CHOICE, ROWS):
+    for phase in (TILES, PATHS, CHOICE, ROWS):
         for track in tracks.read(folder, phase):
             if phase == ROWS and track.index in set(done):
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from simtool.stages.sparsify import elimination
+from simtool.stages.sparsify import budget, elimination
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.work import Plan, assemble_gram, gram_array
 
@@ -21,7 +21,8 @@ class Steps:
     rows : the shards of rows to be solved, those that take longest first, so that the workers end together
     grams : the Gram matrices these need that are not assembled
     tiles : the tiles of these to be computed
-    choose : whether ``--eliminate heuristic`` has to choose its features first
+    choose : whether ``--eliminate heuristic`` has to choose its features first, or a budget the supports of the rows
+    paths : the shards whose rows' paths a budget needs for that
     """
 
     def __init__(self, folder: RunFolder, plan: Plan) -> None:
@@ -30,7 +31,12 @@ class Steps:
         for place in (folder.rows, folder.work):
             if place.is_dir():
                 os.listdir(place)
-        self.choose = not elimination.is_chosen(folder, plan)
+        self.choose = not (elimination.is_chosen(folder, plan) and budget.is_chosen(folder, plan))
+        self.paths = [
+            index
+            for index in range(len(plan.shards))
+            if self.choose and plan.budget is not None and not folder.holds(budget.path_file(folder, index))
+        ]
         undone = [
             index for index in range(len(plan.shards)) if self.choose or not folder.holds(folder.shard(index))
         ]

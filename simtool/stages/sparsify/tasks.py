@@ -14,7 +14,7 @@ from typing import Any
 from simtool.stages.sparsify import agreement, tracks
 from simtool.stages.sparsify.folder import RunFolder
 
-TILES, CHOICE, ROWS = "tiles", "choice", "rows"
+TILES, PATHS, CHOICE, ROWS = "tiles", "paths", "choice", "rows"
 
 
 def tile(path: Path, index: int) -> dict[str, Any]:
@@ -24,8 +24,19 @@ def tile(path: Path, index: int) -> dict[str, Any]:
     return _carry_out(TILES, gram_tile, path, index)
 
 
+def paths(path: Path, index: int) -> dict[str, Any]:
+    """Find the paths of the rows of shard ``index``, for a budget."""
+    from simtool.stages.sparsify.budget import find_paths
+
+    return _carry_out(PATHS, find_paths, path, index)
+
+
 def choose(path: Path, index: int) -> dict[str, Any]:
-    """Let ``--eliminate heuristic`` choose its features; there is one such task, ``index`` 0."""
+    """Let ``--eliminate heuristic`` choose its features, or share a budget out; there is one such task, ``index`` 0."""
+    from simtool.stages.sparsify import budget, work
+
+    if work.plan_of(RunFolder(path)).budget is not None:
+        return _carry_out(CHOICE, budget.choose, path, index)
     from simtool.stages.sparsify.elimination_rounds import eliminate
 
     return _carry_out(CHOICE, eliminate, path, index)

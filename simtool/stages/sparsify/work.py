@@ -16,7 +16,7 @@ from simtool.errors import FormatError
 from simtool.layers import from_json as layers_from_json
 from simtool.problem import RowSet
 from simtool.solvers import regime
-from simtool.stages.sparsify import constraints
+from simtool.stages.sparsify import budget, constraints
 from simtool.stages.sparsify.answer import Task, answer
 from simtool.stages.sparsify.elimination import kept_features, proven_bits
 from simtool.stages.sparsify.folder import RunFolder
@@ -84,6 +84,7 @@ class Plan:
             )
             whole = Bank("design", "targets", (0, self.n + self.p), (0, self.n + self.q), self.m)
             self.banks = (whole,)
+        self.budget: int | None = int(spec["budget"]["nnz"]) if "budget" in spec else None
         self._is_state, self._is_bias = self._kinds()
         # Only a run with an objective of the user's own has this section.
         self._source_sha256 = spec.get("objective", {}).get("source_sha256")
@@ -169,6 +170,8 @@ class Plan:
         """Whether the group's rows are solved on a Gram matrix: natively, and where that pays."""
         if self.options.solver != "native":
             return False
+        if self.budget is not None:
+            return True  # paths are found on it
         sharing = sum(g.rows[1] - g.rows[0] for g in self.groups if g.gram == group.gram)
         d = self.features if group.gram == FULL else group.features.size
         return regime.gram_pays(d, self.samples(group), sharing)
@@ -262,14 +265,17 @@ def row_sets(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) ->
     bank = plan.banks[group.bank]
     targets = folder.map_array(bank.targets)[shard.start - bank.rows[0] : shard.stop - bank.rows[0]]
     out = []
-    for at, features in constraints.pieces(
-        plan.allowed(group, rows, asked.mask), plan.smooth(group), rows.size
-    ):
+    allowed = plan.allowed(group, rows, asked.mask)
+    supports = budget.support(folder, plan, shard)
+    if supports is not None:
+        allowed = supports if allowed is None else allowed & supports
+    for at, features in constraints.pieces(allowed, plan.smooth(group), rows.size):
         part = replace(group, features=group.features[features])
-        w, chosen, gram = _design(folder, plan, part)
+        usable = None if allowed is None else allowed[np.ix_(at, features)]
+        w, chosen, gram = design_of(folder, plan, part)
         z = targets if at.size == rows.size else targets[at]
         design = Design(w, gram, asked.sample_weight, chosen)
-        out.append(Piece(at, part, problems(plan, part, rows[at], design, z, asked.mask)))
+        out.append(Piece(at, part, problems(plan, part, design, z, usable)))
     return out
 
 
@@ -279,7 +285,7 @@ def row_set(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) -> 
     return piece.rows
 
 
-def _design(
+def design_of(
     folder: RunFolder, plan: Plan, group: RowGroup
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """The mapped array whose rows are features, which of them are the group's (None: all), and their Gram matrix if the run
@@ -306,16 +312,12 @@ def _as_slice(indices: np.ndarray) -> slice | None:
 
 
 def problems(
-    plan: Plan,
-    group: RowGroup,
-    rows: np.ndarray,
-    design: Design,
-    targets: np.ndarray,
-    mask: np.ndarray | None = None,
+    plan: Plan, group: RowGroup, design: Design, targets: np.ndarray, allowed: np.ndarray | None
 ) -> RowSet:
-    """The convex problems of ``rows`` (indices into [Z; Y]) of ``group``, on their design and targets (r, m).
+    """The convex problems of rows of ``group``, on their design and targets (r, m).
 
-    ``mask`` is (n + q, n + p) bool; where it hides smooth features the rows must share it there (see :func:`row_sets`).
+    ``allowed`` (r, d) bool says which features each row may use; where it hides smooth features the rows must share it there (see
+    :func:`row_sets`).
     """
     lower, upper = plan.bounds(group)
     return RowSet(
@@ -323,7 +325,7 @@ def problems(
         targets=targets,
         objective=objective_of(plan.options, group.is_output, plan.samples(group)),
         constrained=plan.bounded(group),
-        allowed=plan.allowed(group, rows, mask),
+        allowed=None if allowed is None or allowed.all() else allowed,
         lower=lower,
         upper=upper,
     )
@@ -342,7 +344,7 @@ def solve_shard(folder: RunFolder, index: int) -> dict[str, Any]:
         found = answer(piece.rows, plan.task(piece.group))
         w[np.ix_(piece.at, np.searchsorted(features, piece.group.features))] = found.w
         proof = found.proof
-        if plan.options.mask is not None:
+        if plan.options.mask is not None or plan.budget is not None:
             proof = replace(proof, kind=np.where(proof.kind <= NORMAL_EQUATIONS, FIXED_SUPPORT, proof.kind))
         for field in CERTIFICATE_FIELDS:
             values = found.status if field == "status" else getattr(proof, field)
