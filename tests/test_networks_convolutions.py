@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 import networks_zoo as zoo
@@ -231,3 +232,52 @@ def test_from_images_to_a_sparse_model(tmp_path: Path) -> None:
     report = evaluate(tmp_path / "run", "digits", output=tmp_path / "report", baseline=network)
     assert report["agreement"] > 0.9
     assert report["baseline_nnz"] == found["baseline_nnz"]
+
+
+class MobileBlock(torch.nn.Module):
+    """An inverted bottleneck with hardswish, which is written by hand in the second half, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.wide_norm = torch.nn.Conv2d(3, 6, 1, bias=False), torch.nn.BatchNorm2d(6)
+        self.depth = torch.nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.narrow = torch.nn.Conv2d(6, 3, 1)
+        self.last = torch.nn.Linear(3, 2)
+        self.swish, self.gate = torch.nn.Hardswish(), torch.nn.Hardsigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.swish(3.0 * self.wide_norm(self.wide(x)))
+        deep = self.depth(wide)
+        deep = deep * torch.nn.functional.relu6(deep + 3.0) / 6.0
+        mean = (x + self.narrow(deep)).mean((2, 3))
+        return self.last(mean * self.gate(mean))
+
+
+@pytest.mark.parametrize("opset", [None, 13, 17])
+def test_hardswish_is_square_clip_and_relu(opset: int | None, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    module = MobileBlock().eval()
+    if opset is None:
+        network = read_module(copy.deepcopy(module), (3, 4, 4), {"network": "net"})
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module, (torch.zeros(2, 3, 4, 4),), str(tmp_path / "n.onnx"), dynamo=False, opset_version=opset,
+                input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "b"}, "y": {0: "b"}},
+            )  # fmt: skip
+        network = load_network(NetworkSpec(str(tmp_path / "n.onnx")))
+    names = [node.activation.spec for node in network.graph.nodes if node.activation.name != "identity"]
+    assert names == ["square:3.0", "clip:3.0", "relu"] * 3
+    inputs = 3.0 * np.random.default_rng(0).normal(size=(20, 3, 4, 4)).astype(np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(inputs)).numpy()
+    recorded = network.run(inputs)
+    z, x, y = network.graph.evaluate(inputs.reshape(20, -1).astype(np.float64))
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    np.testing.assert_allclose(recorded.y, expected, atol=1e-5)
+    for name in z:
+        np.testing.assert_allclose(recorded.z[name], z[name], atol=1e-4)
+        np.testing.assert_allclose(recorded.x[name], x[name], atol=1e-4)
+    assert z["square_2"].min() < -3.0  # every branch is taken
+    assert z["square_2"].max() > 3.0

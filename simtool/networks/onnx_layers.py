@@ -218,6 +218,7 @@ TABLE: dict[str, Rule] = {
     "Max": _extreme("maximum"),
     "Min": _extreme("minimum"),
     "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _simple("hardswish"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Activations written out as arithmetic: silu as x*sigmoid(x), gelu by erf or tanh, in any order of the factors.
+"""Activations written out as arithmetic: silu as x*sigmoid(x), gelu by erf or tanh, hardswish by a clamp, in any order of the factors.
 
 Every one of them is a polynomial in x and t with t = f(polynomial in x) and f one of sigmoid, erf, tanh. So we do not match
 trees (exporters write the same formula in many shapes): the polynomials are computed and compared.
@@ -161,8 +161,26 @@ class _Matcher:
                 return x, beta
         return None
 
+    def _find_hardswish(self, op: Op) -> tuple[Op, str, str] | None:
+        """x * clamp(h (x + 3) / 6, 0, h) / h, for h = 1 (hardsigmoid) or 6 (relu6)."""
+        low, high = op.attributes["low"], op.attributes["high"]
+        if low != 0 or not high:
+            return None
+        slope, offset = op.attributes.get("slope", 1.0), op.attributes.get("offset", 0.0)
+        for x in self.ancestors(op.inputs[0]):
+            inner = self.polynomial(op.inputs[0], x, None) or {}
+            inner = _add({power: slope * value for power, value in inner.items()}, {(0, 0): offset}, 1.0)
+            if not _same(inner, {(1, 0): high / 6.0, (0, 0): high / 2.0}):
+                continue
+            for root in self.descendants(op.output):
+                if _same(self.polynomial(root.output, x, op.output), {(1, 1): 1.0 / high}):
+                    return root, x, "hardswish"
+        return None
+
     def find(self, op: Op) -> tuple[Op, str, str] | None:
         """(root operator, x, activation) of a pattern whose inner function is ``op``."""
+        if op.kind == "clamp":
+            return self._find_hardswish(op)
         function = op.kind if op.kind == "erf" else ""
         if op.kind == "activation":
             function = op.attributes["activation"].spec
@@ -193,14 +211,16 @@ def rewrite(program: Program) -> None:
         found = matcher.find(op)
         guarded = matcher.find_softplus(op)
         if found is not None:
-            root, x, activation = found[0], found[1], activations.make(found[2])
+            root, x = found[:2]
+            kind = found[2] if found[2] == "hardswish" else "activation"
+            attributes = {} if kind == "hardswish" else {"activation": activations.make(found[2])}
         elif guarded is not None:
-            root, x, activation = op, guarded[0], activations.make("softplus", guarded[1])
+            root, x, kind = op, guarded[0], "activation"
+            attributes = {"activation": activations.make("softplus", guarded[1])}
         else:
             position += 1
             continue
-        attributes = {"activation": activation}
-        folded = Op("activation", f"{op.operator} pattern", root.name, (x,), root.output, attributes)
+        folded = Op(kind, f"{op.operator} pattern", root.name, (x,), root.output, attributes)
         program.ops[program.ops.index(root)] = folded
         program.prune()
         position, matcher = 0, _Matcher(program)

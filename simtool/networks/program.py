@@ -6,7 +6,7 @@ are then the same for PyTorch and ONNX.
 Kinds, with their operands and attributes: ``linear`` (x, weight (out, in), bias), ``matmul`` (x, weight (in, out)), ``convolution``
 (x, kernel, bias; stride, pads, dilation, groups, transposed), ``batch_norm`` (x, the tensors that ``parts`` names; eps), ``add`` ``sub``
 ``mul`` ``div`` ``pow`` (two operands), ``neg``, ``fill`` (value), ``erf``, ``greater``, ``where``, ``activation`` (activation), ``clamp`` (low, high, slope,
-offset), ``maximum`` ``minimum`` (two operands), ``max_pool`` ``average_pool`` (kernel, stride, pads, dilation, axes), ``adaptive_average``
+offset), ``hardswish``, ``maximum`` ``minimum`` (two operands), ``max_pool`` ``average_pool`` (kernel, stride, pads, dilation, axes), ``adaptive_average``
 (axes), ``mean`` ``sum`` ``max_over`` (axes), ``permute`` (order), ``swap`` (axes), ``slice`` (keys), ``take`` (x, indices; axis), ``flip``
 (axes), ``pad`` (pads), ``expand``, ``tile`` (repeats), ``nearest``, ``concatenate`` (axis, stack), ``map`` (map, axis), ``pass``, and
 ``unsupported`` (why). Axes are the network's own: the batch is axis 0.
@@ -126,7 +126,7 @@ class Program:
                 f"{network} holds {len(refused)} operator(s) that cannot become rows and activations: "
                 f"{'; '.join(refused)}. Taken are linear layers, convolutions, batch norms in evaluation mode, pooling, sums, products "
                 "with constants, reshapes, slices, permutations, concatenations, clamps and the activations relu, leaky_relu, tanh, "
-                "sigmoid, elu, silu, gelu, softplus; a softmax only at the end. "
+                "sigmoid, elu, hardswish, silu, gelu, softplus; a softmax only at the end. "
                 "Replace the operator or cut the network before it.",
                 refused=tuple(refused),
             )

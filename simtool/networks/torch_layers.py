@@ -243,6 +243,7 @@ TABLE: dict[str, Callable[..., Meaning]] = {
     "aten.repeat": lambda *call: ("tile", (call[0][0],), {"repeats": tuple(call[0][1])}),
     "aten.hardtanh": _bound(-1.0, 1.0),
     "aten.relu6": _bound(0.0, 6.0),
+    "aten.hardswish": _first("hardswish"),
     "aten.hardsigmoid": _first("clamp", **_HARDSIGMOID),
     "aten.maximum": lambda *call: ("maximum", tuple(call[0][:2]), {}),
     "aten.minimum": lambda *call: ("minimum", tuple(call[0][:2]), {}),

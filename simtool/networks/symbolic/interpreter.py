@@ -28,7 +28,9 @@ Rule = Callable[["Interpreter", Op], Value]
 RULES: dict[str, Rule] = {**affine.RULES, **layers.RULES, **shape.RULES, **pool.RULES, **piecewise.RULES}
 _ROLES = {
     **dict.fromkeys(("linear", "matmul", "convolution"), "linear"),
-    **dict.fromkeys(("activation", "clamp", "maximum", "minimum", "max_pool", "max_over"), "activation"),
+    **dict.fromkeys(
+        ("activation", "clamp", "hardswish", "maximum", "minimum", "max_pool", "max_over"), "activation"
+    ),
     **dict.fromkeys(shape.RULES, "fixed"),
     **dict.fromkeys(pool.FIXED, "fixed"),
     "pass": "passed",

@@ -1,4 +1,4 @@
-"""Rules of piecewise linear functions that relu writes exactly: clamps (relu6, hardtanh, hardsigmoid), maximum and minimum."""
+"""Rules of functions that simpler activations write exactly: clamps (relu6, hardtanh, hardsigmoid), maximum, minimum, hardswish."""
 
 from __future__ import annotations
 
@@ -55,4 +55,13 @@ def _extreme(run: Interpreter, op: Op) -> Value:
     return left.plus(node.scaled(signs, ""), op.output)
 
 
-RULES: dict[str, Rule] = {"clamp": _clamp, "maximum": _extreme, "minimum": _extreme}
+def _hardswish(run: Interpreter, op: Op) -> Value:
+    """x clamp(x + 3, 0, 6) / 6 = (w^2 + 3 w) / 6 + relu(x - 3) with w = clip(x, -3, 3), whose square is an activation of its own."""
+    value = run.plain(run.operand(op, 0))  # it is read three times
+    size = value.size
+    square, clip = (run.add_node(activations.make(name, 3.0), value, "") for name in ("square", "clip"))
+    total = square.scaled(np.full(size, 1.0 / 6.0), "").plus(clip.scaled(np.full(size, 0.5), ""), "")
+    return replace(total.plus(_relu(run, value, 3.0), ""), tensor=op.output)
+
+
+RULES: dict[str, Rule] = {"clamp": _clamp, "maximum": _extreme, "minimum": _extreme, "hardswish": _hardswish}
