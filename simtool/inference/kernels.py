@@ -181,8 +181,10 @@ def load(samples, first, count, tile, inputs):
         for column in range(0, whole, line):
             wrong += transpose_block(samples, first + start, column, tile, start)
         for column in range(whole, inputs):
-            for t in range(start, start + line):
-                value = samples[first + t, column] if t < count else zero
+            tile[column, start : start + line] = zero
+        for t in range(start, min(start + line, count)):
+            for column in range(whole, inputs):
+                value = samples[first + t, column]
                 tile[column, t] = value
                 wrong += value - value  # of Inf and NaN it is NaN
     return wrong == zero
