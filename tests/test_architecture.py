@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "certificate",
         "equality",
     },
+    "budget": {"solvers"},
     # the infrastructure
     "hdf5": set(),
     "states": {"hdf5"},
@@ -62,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     # above both
     "stages": {
         *("penalty", "dual_bound", "design", "problem", "certificate", "equality", "screening", "solvers"),
-        *("hdf5", "states", "data", "model", "networks", "rescale", "engines", "export"),
+        *("budget", "hdf5", "states", "data", "model", "networks", "rescale", "engines", "export"),
     },
     "report": {"model", "networks", "stages", "hdf5"},
     # measures all of it; nothing imports it but the command line
