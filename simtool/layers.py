@@ -103,8 +103,10 @@ class LayerSpec:
         return np.append(own, self.features - 1) if self.has_bias else own
 
     def to_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
+        """What a JSON file gives back: lists, no tuples."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
     # --- the network's tensors and rows -----------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from simtool.stages.sparsify.lock import locked
 from simtool.temporary import beside
 
 SPEC_VERSION = 1
+_SHOWN = 200  # characters of a value in a message
 
 
 class RunFolder:
@@ -210,7 +211,10 @@ class RunFolder:
 
 
 def _changed(path: Path, field: str, old: Any, new: Any) -> str:
+    before, now = (
+        text if len(text := repr(value)) <= _SHOWN else f"{text[:_SHOWN]} ..." for value in (old, new)
+    )
     return (
-        f"the run in {path} was started with {field} = {old!r}, now it is {new!r}. Use the same command to resume, "
+        f"the run in {path} was started with {field} = {before}, now it is {now}. Use the same command to resume, "
         "or another -o for a new run."
     )
