@@ -525,3 +525,40 @@ def test_what_a_network_changes_in_place() -> None:
         read(Scales(), 4)
     with pytest.raises(UnsupportedOperator, match="changes its own buffers calls"):
         read(Counts(), 4)
+
+
+class Conditional(torch.nn.Module):
+    """It looks at its values: at whether there are any, or (``scaled``) at the largest of the batch."""
+
+    def __init__(self, scaled: bool = False) -> None:
+        super().__init__()
+        self.scaled = scaled
+        self.first, self.norm, self.last = torch.nn.Linear(4, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        if float(hidden.abs().sum()) > 0:
+            hidden = torch.relu_(hidden)
+        if self.scaled:
+            hidden = hidden / float(hidden.max())
+        return self.last(self.norm(hidden)).mean(1)
+
+
+def test_what_looks_at_its_values_is_traced_on_an_example(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    module = Conditional().eval()
+    with caplog.at_level(logging.WARNING):
+        network = read(module, 3, 4)
+    assert "traced on 13 random samples" in caplog.text
+    assert [layer.spec.name for layer in network.outline.layers] == ["first", "last"]
+    assert set(network.weights()) == set(module.state_dict())
+    for count in (1, 13, 30):
+        inputs = np.random.default_rng(count).normal(size=(count, 3, 4)).astype(np.float32)
+        with torch.no_grad():
+            np.testing.assert_allclose(network.run(inputs).y, module(torch.from_numpy(inputs)), atol=1e-6)
+        layer = network.outline.layers[0]
+        tensors = network.tensors(inputs, [layer.uses[0].source, layer.uses[0].result])
+        design, targets = layer.columns(tensors, np.tile(np.arange(3), (count, 1)))
+        np.testing.assert_allclose(layer.matrix @ design, targets, atol=1e-5)
+    with pytest.raises(InputError, match=r"torch\.export cannot trace.*gives other outputs on 1 other"):
+        read(Conditional(scaled=True), 3, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -51,13 +52,28 @@ def _refuse(values: np.ndarray, broken: np.ndarray, what: str) -> None:
     )
 
 
+def in_pieces(
+    inputs: np.ndarray, size: int | None, run: Callable[[np.ndarray], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """What ``run`` gives for ``inputs``, by batches of ``size`` samples where a network takes no other; the last one is filled up."""
+    if size is None:
+        return run(inputs)
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, max(len(inputs), 1), size):
+        piece = inputs[start : start + size]
+        padding = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
+        found = run(np.pad(piece, padding, mode="edge" if len(piece) else "constant"))
+        parts.append({name: value[: len(value) * len(piece) // size] for name, value in found.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def probe_batches(
-    shape: Shape, dtype: np.dtype, rows: int | None, count: int
+    shape: Shape, dtype: np.dtype, rows: int | None, count: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Two batches of ``count`` random samples that differ in sample 1, None for a count of one."""
     if count < 2:
         return None
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     whole = dtype.kind in "iu"
     size = (count + 1, *shape)
     # 0 often stands for padding, which would hide what depends on what.

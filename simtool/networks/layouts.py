@@ -70,6 +70,15 @@ def layout_of(small: Shape, large: Shape, batches: tuple[int, int]) -> Layout | 
     return Layout(small[:axis] + small[axis + 1 :], axis, 1, count)
 
 
+def fixed_layout(shape: Shape, batch: int) -> Layout | None:
+    """The layout in a network of one batch size: the first axis that has this size, else the first one, joined with others."""
+    if not shape:
+        return None
+    axis = next((axis for axis, size in enumerate(shape) if size == batch), 0)
+    count, rest = divmod(shape[axis], batch)
+    return None if rest or not count else Layout(shape[:axis] + shape[axis + 1 :], axis, 1, count)
+
+
 def settled(
     layouts: Mapping[str, Layout | None], names: Iterable[str], run: Run, base: np.ndarray, other: np.ndarray
 ) -> dict[str, Layout | None]:

@@ -20,8 +20,8 @@ from simtool.errors import FormatError, InputError, UnsupportedOperator
 from simtool.importing import describe
 from simtool.networks import onnx_recurrent, patterns
 from simtool.networks.graph import Graph
-from simtool.networks.inputs import PROBE_SAMPLES, probe_batches, table_rows, whole_numbers
-from simtool.networks.layouts import Layout, layout_of
+from simtool.networks.inputs import PROBE_SAMPLES, in_pieces, probe_batches, table_rows, whole_numbers
+from simtool.networks.layouts import Layout, fixed_layout, layout_of
 from simtool.networks.network import Recorded, shaped
 from simtool.networks.onnx_program import Translator
 from simtool.networks.onnx_session import FLOATS, WHOLE, opened, opset
@@ -82,18 +82,13 @@ class OnnxNetwork:
 
     def tensors(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
         """The tensors ``names`` of the program for ``inputs`` (k, *input_shape), the samples first: (k * factor, ...)."""
-        batch, asked = shaped(inputs, self.input_shape), list(dict.fromkeys(names))
-        size = self._runner.fixed_batch or max(len(batch), 1)
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in asked}
-        for start in range(0, max(len(batch), 1), size):
-            piece = batch[start : start + size]
-            # A network exported for a fixed batch size gets full batches; what the padding gives is dropped.
-            padding = [(0, size - len(piece))] + [(0, 0)] * (piece.ndim - 1)
-            padded = np.pad(piece, padding) if self._runner.fixed_batch else piece
-            for name, value in self.outline.samples_first(self._runner.run(padded, asked)).items():
-                kept = len(value) * len(piece) // max(len(padded), 1)
-                parts[name].append(value[:kept])
-        return {name: np.concatenate(values) for name, values in parts.items()}
+        asked = list(dict.fromkeys(names))
+        run = self._runner
+        return in_pieces(
+            shaped(inputs, self.input_shape),
+            run.fixed_batch,
+            lambda batch: self.outline.samples_first(run.run(batch, asked)),
+        )
 
     def weights(self) -> dict[str, np.ndarray]:
         """Its own tensors by their names in the file."""
@@ -197,9 +192,7 @@ class Runner:
         second = None if self.fixed_batch else self.zeros(names, PROBE_SAMPLES + 2)
         if second is None:
             size = self.fixed_batch or PROBE_SAMPLES
-            return found | {
-                name: _fixed_layout(shape, size) for name, shape in zip(names, first, strict=True)
-            }
+            return found | {name: fixed_layout(shape, size) for name, shape in zip(names, first, strict=True)}
         sizes = (PROBE_SAMPLES, PROBE_SAMPLES + 2)
         for name, small, large in zip(names, first, second, strict=True):
             found[name] = layout_of(small, tuple(large.shape), sizes)
@@ -216,15 +209,6 @@ class Runner:
         del exposed.graph.output[:]
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         return opened(exposed, self.network, limited)
-
-
-def _fixed_layout(shape: tuple[int, ...], batch: int) -> Layout | None:
-    """The layout in a network of one batch size: the first axis that has this size, else the first one, joined with others."""
-    if not shape:
-        return None
-    axis = next((axis for axis, size in enumerate(shape) if size == batch), 0)
-    count, rest = divmod(shape[axis], batch)
-    return None if rest or not count else Layout(shape[:axis] + shape[axis + 1 :], axis, 1, count)
 
 
 def _replacement(old: onnx.TensorProto, value: np.ndarray) -> onnx.TensorProto:

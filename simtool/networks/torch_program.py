@@ -11,7 +11,7 @@ from torch import fx
 
 from simtool.errors import UnsupportedOperator
 from simtool.networks import torch_layers, torch_ops
-from simtool.networks.layouts import Layout, layout_of
+from simtool.networks.layouts import Layout, fixed_layout, layout_of
 from simtool.networks.program import Op, Program
 
 _BATCHES = (7, 11)  # sizes for which the symbolic shapes are looked at
@@ -21,8 +21,13 @@ class Translator:
     """fx nodes to a :class:`Program`; ``layouts`` says where the samples lie in each tensor."""
 
     def __init__(
-        self, exported: torch.export.ExportedProgram, tensors: dict[str, torch.Tensor], network: str
+        self,
+        exported: torch.export.ExportedProgram,
+        tensors: dict[str, torch.Tensor],
+        network: str,
+        fixed_batch: int | None = None,
     ) -> None:
+        self._fixed = fixed_batch
         self._exported = exported
         self._tensors = tensors
         self._network = network
@@ -43,7 +48,7 @@ class Translator:
                 continue  # sizes and assertions
             if self._fold(node):
                 continue
-            self.layouts[node.name] = _layout(node.meta["val"])
+            self.layouts[node.name] = _layout(node.meta["val"], self._fixed)
             ops.append(self._translate(node))
         constants = {name: array(value) for name, value in self._constants.items()}
         return Program(ops, constants, source, self._output(), self._roots, self._sizes)
@@ -56,7 +61,7 @@ class Translator:
         for node, spec in zip(placeholders, specs, strict=True):
             if spec.kind == user:
                 sources.append(node.name)
-                self.layouts[node.name] = _layout(node.meta["val"])
+                self.layouts[node.name] = _layout(node.meta["val"], self._fixed)
             else:
                 self._root(node.name, str(spec.target), self._tensors[str(spec.target)])
         if len(sources) != 1:
@@ -159,10 +164,12 @@ def array(value: torch.Tensor) -> np.ndarray:
     )
 
 
-def _layout(value: Any) -> Layout | None:
+def _layout(value: Any, fixed: int | None) -> Layout | None:
     """Where the samples lie, from the symbolic shape; None where no axis, or more than one, depends on their number."""
     if not isinstance(value, torch.Tensor):
         return None
+    if fixed is not None:
+        return fixed_layout(tuple(int(dim) for dim in value.shape), fixed)
     small, large = (tuple(_size(dim, batch) for dim in value.shape) for batch in _BATCHES)
     return layout_of(small, large, _BATCHES)
 

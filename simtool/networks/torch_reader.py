@@ -18,15 +18,15 @@ from torch import fx
 
 from simtool.errors import InputError
 from simtool.importing import describe
-from simtool.networks import patterns
+from simtool.networks import by_example, patterns
 from simtool.networks.graph import Graph
-from simtool.networks.inputs import PROBE_SAMPLES, probe_batches, table_rows, whole_numbers
+from simtool.networks.inputs import PROBE_SAMPLES, in_pieces, probe_batches, table_rows, whole_numbers
 from simtool.networks.network import Recorded, shaped
 from simtool.networks.operators import Dense, Diagonal, signature
 from simtool.networks.outline import Outline, outline
 from simtool.networks.torch_program import Translator, array
 from simtool.networks.torch_sensitivity import squared_gradients
-from simtool.networks.tracing import takes_whole_numbers, trace
+from simtool.networks.tracing import Untraceable, takes_whole_numbers, trace
 
 log = logging.getLogger("simtool")
 SIGN_PROBES = 8
@@ -59,8 +59,12 @@ class TorchNetwork:
 
     def tensors(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
         """The tensors ``names`` of the program for ``inputs`` (k, *input_shape), the samples first: (k * factor, ...)."""
-        found = self._runner.run(shaped(inputs, self.input_shape), list(names))
-        return self.outline.samples_first(found)
+        run, asked = self._runner, list(names)
+        return in_pieces(
+            shaped(inputs, self.input_shape),
+            run.fixed_batch,
+            lambda batch: self.outline.samples_first(run.run(batch, asked)),
+        )
 
     def sensitivities(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
         """sum_k (dy_k/dt)^2 for every entry of the tensors ``names``, the samples first, as :meth:`tensors` gives them."""
@@ -106,11 +110,12 @@ class Runner:
     shape: tuple[int, ...]
     network: str
     rows: int | None = None
+    fixed_batch: int | None = None
 
     def batches(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Two batches of random samples that differ in sample 1."""
         kind = np.dtype(np.float32 if self.dtype.is_floating_point else np.int64)
-        return probe_batches(self.shape, kind, self.rows, PROBE_SAMPLES)
+        return probe_batches(self.shape, kind, self.rows, self.fixed_batch or PROBE_SAMPLES)
 
     def run(self, batch: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
         """The tensors ``names`` for ``batch`` (k, *shape), as the program holds them."""
@@ -241,7 +246,12 @@ def read_module(
     if takes_whole_numbers(module, input_shape, dtype):
         log.info("%s takes whole numbers.", network)
         dtype = torch.int64
-    return read_exported(trace(module, input_shape, dtype, network), input_shape, dtype, description)
+    try:
+        exported, batch = trace(module, input_shape, dtype, network), None
+    except Untraceable as error:
+        exported = by_example.traced(module, input_shape, dtype, network, error)
+        batch = by_example.BATCH
+    return read_exported(exported, input_shape, dtype, description, batch)
 
 
 def read_exported(
@@ -249,16 +259,18 @@ def read_exported(
     input_shape: tuple[int, ...],
     dtype: torch.dtype,
     description: dict[str, Any],
+    fixed_batch: int | None = None,
 ) -> TorchNetwork:
-    """A network from a functional exported program."""
-    runner = Runner(exported, _constants(exported), dtype, input_shape, str(description["network"]))
+    """A network from a functional exported program, which may take batches of one size only."""
+    network = str(description["network"])
+    runner = Runner(exported, _constants(exported), dtype, input_shape, network, fixed_batch=fixed_batch)
     return _understood(runner, input_shape, description)
 
 
 def _understood(
     runner: Runner, input_shape: tuple[int, ...], description: dict[str, Any], like: Outline | None = None
 ) -> TorchNetwork:
-    translator = Translator(runner.exported, runner.constants, runner.network)
+    translator = Translator(runner.exported, runner.constants, runner.network, runner.fixed_batch)
     program = translator.program()
     if like is None:
         runner = replace(runner, rows=table_rows(program))

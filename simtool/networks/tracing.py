@@ -28,6 +28,10 @@ _MAX_REASON = 300
 _SYMBOLIC = re.compile(r"\b[suz]\d+\b|\bzuf\d+\b|Sym(Int|Float|Bool|Node)")
 
 
+class Untraceable(InputError):
+    """A module that runs on the samples, but not in torch.export's way."""
+
+
 @contextmanager
 def quiet_torch() -> Iterator[None]:
     """No log lines and no warnings of torch inside the block; its loggers are as before afterwards."""
@@ -66,7 +70,7 @@ def trace(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # torch.export raises many types, and the network's own code any
-        raise InputError(_reason(module, example, network, error)) from error
+        raise _reason(module, example, network, error) from error
     sys.stderr.write(said.getvalue())
     return exported
 
@@ -109,25 +113,27 @@ def _failure(module: torch.nn.Module, example: torch.Tensor) -> BaseException | 
     return None
 
 
-def _reason(module: torch.nn.Module, example: torch.Tensor, network: str, error: BaseException) -> str:
+def _reason(module: torch.nn.Module, example: torch.Tensor, network: str, error: BaseException) -> InputError:
     shape = tuple(example.shape[1:])
     size, failure = prod(shape), _failure(module, example)
     if failure is None:
         said = describe(error)
         detail = "" if _SYMBOLIC.search(said) else f" ({_short(said)})"
-        return (
+        return Untraceable(
             f"{network} runs on samples of shape {shape}, but torch.export cannot trace it{detail}. What it computes must "
             "not depend on the values or on the number of samples. Rewrite that part, or export the network to ONNX."
         )
     width = None if not isinstance(failure, RuntimeError | ValueError) else _taken_width(module, example)
     if width == size:
-        return f"a sample has the shape {shape}, {network} takes its {width} values in one row. Pass --input-shape {width}."
+        return InputError(
+            f"a sample has the shape {shape}, {network} takes its {width} values in one row. Pass --input-shape {width}."
+        )
     if width is not None:
-        return (
+        return InputError(
             f"a sample has {size} values, the network takes {width} ({network}; the samples' shape is {shape}). Use data with {width} "
             f"values a sample or a network that takes {size}, or correct --input-shape."
         )
-    return (
+    return InputError(
         f"{network} fails on a batch of samples of shape {shape}: {_short(describe(failure))}. It must be a module of one input "
         "whose first dimension is the batch. Pass --input-shape if the samples should have another shape."
     )
