@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simtool.budget import weights
+from simtool.budget import dense, forward, pivoting, weights
 from simtool.budget.allocation import allocate
 from simtool.budget.curves import lower_hull
 from simtool.budget.elimination import Paths, paths, patterned, start_size
 from simtool.budget.refit import coefficients
+from simtool.budget.warm import warm
 from simtool.errors import InputError, OptionError
 
 seeds = st.integers(0, 2**32 - 1)
@@ -466,3 +467,25 @@ def test_gates() -> None:
 def test_wrong_weights_are_refused(call) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError):
         call()
+
+
+def test_warming_compiles_all_that_rows_need() -> None:
+    kernels = (
+        pivoting.eliminate,
+        pivoting.exact_losses,
+        pivoting.ridged,
+        forward.choose,
+        dense.solve,
+        dense.invert,
+    )
+    warm()
+    before = [kernel.signatures for kernel in kernels]
+    assert all(before)
+    w, z = problem(0)
+    arrays = gram_of(w, z)
+    for array in arrays:
+        array.flags.writeable = False
+    paths(*arrays)
+    paths(*arrays, start=3, exempt=np.arange(20) == 19)
+    patterned(*arrays, 2, 4)
+    assert [kernel.signatures for kernel in kernels] == before

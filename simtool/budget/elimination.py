@@ -149,11 +149,13 @@ class _Problem:
             raise InputError("squared norms must not be negative; the Gram matrix must be W W^T.")
         self.live = np.flatnonzero(diagonal > 0.0)
         scale = _power(diagonal[self.live])
-        self.gram = gram[np.ix_(self.live, self.live)]
+        self.gram = np.ascontiguousarray(gram[np.ix_(self.live, self.live)])
         self.gram *= scale[:, None]
         self.gram *= scale[None, :]
         self.unit = _power(squares)
-        self.correlations = correlations[:, self.live] * scale * self.unit[:, None]
+        scaled = correlations[:, self.live] * scale * self.unit[:, None]
+        # One memory layout, so that the kernels are compiled for one type.
+        self.correlations = np.ascontiguousarray(scaled)
         self.squares = squares * self.unit * self.unit
 
     def eliminate(
