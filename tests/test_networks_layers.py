@@ -21,6 +21,7 @@ from simtool.networks import Network, NetworkSpec, load_network
 from simtool.networks.layers import Layer
 from simtool.networks.onnx_reader import OnnxNetwork, read_onnx
 from simtool.networks.torch_reader import read_module
+from simtool.stages.convert import implicit_form
 
 node = helper.make_node
 few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -326,6 +327,8 @@ def test_networks_of_whole_numbers(tmp_path: Path) -> None:
         )  # fmt: skip
     again = read_onnx(path, None)
     assert len(again.outline.layers) == 2
+    assert "looks rows of its table up" in left(network)
+    assert "looks rows of its table up" in left(again)
     np.testing.assert_allclose(again.run(ids.astype(np.float32)).y, expected, atol=1e-5)
     with pytest.raises(InputError, match="from 0 to 10"):
         again.run(np.full((1, 5), 11))
@@ -439,6 +442,9 @@ def test_recurrent_networks(kind: str, batch_first: bool, options: dict[str, Any
         check_round_trip(network)
         if kind == "RNN":
             np.testing.assert_allclose(network.graph.evaluate(inputs.reshape(4, -1))[2], expected, atol=1e-5)
+            model = implicit_form(network.graph)
+            np.testing.assert_allclose(model.predict(inputs), expected, atol=1e-5)
+            assert model.well_posedness().by == "acyclic"
         else:
             with pytest.raises(UnsupportedOperator, match="both depend on the input"):
                 _ = network.graph

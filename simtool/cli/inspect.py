@@ -34,7 +34,10 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Show what FILE holds: a network (operators taken and refused), a states file, a run folder or a model.
+    """Show what FILE holds: a network, a states file, a run folder or a model.
+
+    Of a network: whether all of it is a graph of affine forms and activations, its linear layers with their rows, features and positions,
+    and every operator as taken, passed through, glue (computed by the network's own runtime) or left, with the reason.
 
     One row of a run can be written to a file with --dump; that file, as FILE, is solved again and its certificate shown.
     """

@@ -19,6 +19,9 @@ from simtool.networks.operators import Shape, Window
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic.layers import windows_of
 
+# Why the weight of an embedding is none of a layer.
+LOOKS_UP = "it looks rows of its table up by whole numbers"
+
 
 @dataclass(frozen=True)
 class Use:
@@ -77,11 +80,6 @@ class Layer:
             self.places(use) * (use.factor if count is None else count(use.source)) for use in self.uses
         )
 
-    def with_tensors(self, tensors: Mapping[str, np.ndarray]) -> Layer:
-        """The same layer with its weight and bias taken from ``tensors``."""
-        bias = None if self.spec.bias is None else tensors[self.spec.bias]
-        return replace(self, weight=tensors[self.spec.weight], bias=bias)
-
     @property
     def weight_entries(self) -> int:
         """Numbers of the weight that are this layer's."""
@@ -129,6 +127,16 @@ class Found:
 
     layers: tuple[Layer, ...]
     left: tuple[tuple[Op, str], ...]
+
+    def moved(self, program: Program, tensors: Mapping[str, np.ndarray]) -> Found:
+        """The same layers in ``program``, which differs by its weights alone; they are among ``tensors``."""
+        ops = {op.output: op for op in program.ops}
+        layers = []
+        for layer in self.layers:
+            uses = tuple(replace(use, op=ops[use.op.output]) for use in layer.uses)
+            bias = None if layer.spec.bias is None else tensors[layer.spec.bias]
+            layers.append(Layer(layer.spec, uses, tensors[layer.spec.weight], bias))
+        return Found(tuple(layers), tuple((ops[op.output], why) for op, why in self.left))
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -196,6 +204,8 @@ class _Finder:
             if op.inputs[1] in self.program.constants:
                 return None
             return "its weight stands before what it multiplies" if weights else ""
+        if op.kind == "take" and op.inputs[0] in self.program.constants and weights:
+            return LOOKS_UP
         if op.kind != "unsupported" or not (weights or op.operator in ("If", "Loop", "Scan")):
             return ""
         return (

@@ -113,11 +113,12 @@ def outline(
     Raises UnsupportedOperator where there is neither a graph nor a layer, or the output is not one row a sample.
     """
     if like is not None:
-        taken = tuple(layer.with_tensors(tensors) for layer in like.layers)
-        found = replace(like.found, layers=taken)
+        found = like.found.moved(program, tensors)
         if like.whole is None:
             nonzero, entries = _counts(program)
-            return replace(like, found=found, baseline_nnz=nonzero, baseline_parameters=entries)
+            return replace(
+                like, program=program, found=found, baseline_nnz=nonzero, baseline_parameters=entries
+            )
     else:
         found = find_layers(program, layouts, tensors)
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from simtool import activations
 from simtool.networks import torch_layers
+from simtool.networks.layers import LOOKS_UP
 from simtool.networks.patterns import is_softplus
 from simtool.networks.torch_layers import Meaning, unsupported
 
@@ -117,7 +118,7 @@ TABLE: dict[str, Callable[..., Meaning]] = {
     **{f"aten.{name}": _fill(1.0) for name in ("ones", "ones_like", "new_ones")},
     **{f"aten.{name}": _fill(None) for name in ("full", "full_like", "new_full")},
     "aten.linear": _linear,
-    "aten.embedding": lambda *call: unsupported("it looks rows of its table up by whole numbers"),
+    "aten.embedding": lambda *call: unsupported(LOOKS_UP),
     "aten.addmm": _addmm,
     "aten.mm": lambda *call: ("matmul", tuple(call[0][:2]), {}),
     "aten.matmul": lambda *call: ("matmul", tuple(call[0][:2]), {}),
