@@ -211,7 +211,7 @@ def _with_free_memory(size: int) -> None:
 
 
 def test_from_images_to_a_sparse_model(tmp_path: Path) -> None:
-    """extract, sparsify and evaluate of a small convolutional network; every position is a row of its own."""
+    """extract, sparsify and evaluate of a small convolutional network, by its channels and with every position a row of its own."""
     network = NetworkSpec(f"{Path(zoo.__file__)}:small_cnn")  # grey images of 8 x 8: one channel
     found = extract(network, "digits", output=tmp_path / "s.h5", samples=200)
     assert [block["name"] for block in found["blocks"]] == [
@@ -227,11 +227,16 @@ def test_from_images_to_a_sparse_model(tmp_path: Path) -> None:
         z = teacher["A"] @ states.X[()] + teacher["B"] @ states.U[()]
         np.testing.assert_allclose(z, states.Z[()], atol=1e-4)
         np.testing.assert_array_equal(np.maximum(states.Z[()][:16], 0), states.X[()][:16])
-    result = sparsify(tmp_path / "s.h5", tmp_path / "run", SparsifyOptions(kappa=5.0), engine="serial")
-    assert result["rows"] == result["certified"] == found["states"] + found["outputs"]
-    report = evaluate(tmp_path / "run", "digits", output=tmp_path / "report", baseline=network)
-    assert report["agreement"] > 0.9
-    assert report["baseline_nnz"] == found["baseline_nnz"]
+    channels = sum(layer.spec.rows for layer in load_network(network, (8, 8)).outline.layers)
+    for structure, rows in (("layered", channels), ("dag", found["states"] + found["outputs"])):
+        options = SparsifyOptions(kappa=5.0, structure=structure)
+        result = sparsify(tmp_path / "s.h5", tmp_path / structure, options, engine="serial")
+        assert result["rows"] == result["certified"] == rows
+        report = evaluate(
+            tmp_path / structure, "digits", output=tmp_path / f"{structure}-report", baseline=network
+        )
+        assert report["agreement"] > 0.9
+        assert report["baseline_nnz"] == found["baseline_nnz"]
 
 
 class MobileBlock(torch.nn.Module):
