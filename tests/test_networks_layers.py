@@ -552,3 +552,40 @@ def test_inspect_lists_layers_and_what_is_left(tmp_path: Path) -> None:
     roles = {(use["operator"].split(".")[1], use["role"]) for use in found["operators"]}
     assert roles >= {("linear", "linear"), ("embedding", "left"), ("softmax", "glue")}
     assert load_network(NetworkSpec(f"{file}:Words", input_shape=(5,))).output_size == 11
+
+
+class Loop(nn.Module):
+    """A cell that the network itself calls for each of 5 steps; einsum reads its inputs."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.cell, self.weight = getattr(nn, kind)(4, 4), nn.Parameter(torch.randn(3, 4))
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.einsum("bti,io->bto", x, self.weight)
+        state = x.new_zeros(len(x), 4)
+        both = (state, state)
+        for step in range(x.shape[1]):
+            if isinstance(self.cell, nn.LSTMCell):
+                both = self.cell(x[:, step], both)
+                state = both[0]
+            else:
+                state = self.cell(x[:, step], state)
+        return self.last(state)
+
+
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_cells_and_einsum(kind: str) -> None:
+    torch.manual_seed(4)
+    module = Loop(kind).eval()
+    network = read(module, (5, 3))
+    assert not network.outline.found.left
+    found = {layer.spec.name: (len(layer.uses), layer.positions()) for layer in network.outline.layers}
+    assert found == {"weight": (1, 5), "cell.weight_ih": (5, 5), "cell.weight_hh": (5, 5), "last": (1, 1)}
+    with torch.no_grad():
+        expected = module(torch.from_numpy(samples(network)))
+    np.testing.assert_allclose(network.run(samples(network)).y, expected, atol=1e-6)
+    check_layers(network)
+    check_round_trip(network)
+    assert (network.outline.whole is not None) == (kind == "RNNCell")

@@ -1,4 +1,4 @@
-"""Recurrent layers of PyTorch written out step by step, so that their matrices are linear layers with one use for each step.
+"""Recurrent layers of PyTorch written out step by step, so that their matrices are linear layers with one use for each step; and einsum.
 
 The states start from what the network passes, and the samples stay on the first axis.
 """
@@ -125,6 +125,39 @@ def _lstm_operator(
     return _unrolled(_lstm, x, hidden, params, has_biases, num_layers, bidirectional, batch_first)
 
 
+def _one_step(cell: _Cell) -> Callable[..., Any]:
+    """A cell that the network itself calls for each step."""
+
+    def operator(
+        x: Tensor,
+        hidden: Tensor | Sequence[Tensor],
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
+    ) -> Any:
+        states = (hidden,) if isinstance(hidden, Tensor) else tuple(hidden)
+        given = functional.linear(x, w_ih, b_ih)
+        found = cell(given, states, lambda h: functional.linear(h, w_hh, b_hh))
+        return found if len(found) > 1 else found[0]
+
+    return operator
+
+
+def _einsum(equation: str, operands: Sequence[Tensor], path: Any = None) -> Any:
+    """A linear layer on the last axis (as ``bti,io->bto``) is written as one; any other equation stays."""
+    sides = equation.replace(" ", "").split("->")
+    if len(sides) != 2 or len(operands) != 2 or operands[1].dim() != 2:
+        return NotImplemented
+    letters, result = sides[0].split(","), sides[1]
+    lead, summed = letters[0][:-1], letters[0][-1]
+    other = letters[1].replace(summed, "")
+    if len(other) != 1 or other in lead or summed in lead or result != lead + other:
+        return NotImplemented
+    weight = operands[1] if letters[1][1] == summed else operands[1].t()
+    return functional.linear(operands[0], weight)
+
+
 _ATEN = torch.ops.aten
 # What torch.export is told to write out instead of its own operators.
 TABLE: Mapping[Any, Callable[..., Any]] = {
@@ -132,4 +165,9 @@ TABLE: Mapping[Any, Callable[..., Any]] = {
     _ATEN.rnn_relu.input: _one_state(_rnn(torch.relu)),
     _ATEN.gru.input: _one_state(_gru),
     _ATEN.lstm.input: _lstm_operator,
+    _ATEN.rnn_tanh_cell.default: _one_step(_rnn(torch.tanh)),
+    _ATEN.rnn_relu_cell.default: _one_step(_rnn(torch.relu)),
+    _ATEN.gru_cell.default: _one_step(_gru),
+    _ATEN.lstm_cell.default: _one_step(_lstm),
+    _ATEN.einsum.default: _einsum,
 }
