@@ -6,7 +6,7 @@ Exposing an activation's input and output as graph outputs also keeps ONNX Runti
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from simtool.networks.graph import Graph
 from simtool.networks.inputs import PROBE_SAMPLES, in_pieces, probe_batches, table_rows, whole_numbers
 from simtool.networks.layouts import Layout, fixed_layout, layout_of
 from simtool.networks.network import Recorded, shaped
+from simtool.networks.onnx_noise import noisy
 from simtool.networks.onnx_program import Translator
 from simtool.networks.onnx_session import FLOATS, WHOLE, opened, opset
 from simtool.networks.outline import Outline, outline
@@ -90,6 +91,17 @@ class OnnxNetwork:
             lambda batch: self.outline.samples_first(run.run(batch, asked)),
         )
 
+    def moved(
+        self, inputs: np.ndarray, names: list[str]
+    ) -> tuple[dict[str, np.ndarray], Callable[[Mapping[str, np.ndarray]], np.ndarray]]:
+        """The tensors ``names`` as the program holds them for ``inputs``, and what gives the outputs with noise added to them."""
+        run, output = self._runner, self.outline.output_tensor
+        values = run.values(shaped(inputs, self.input_shape))
+        own = run.run(values, names)
+        kind = onnx.helper.np_dtype_to_tensor_dtype(own[names[0]].dtype)
+        found = noisy(run.model, run.input, names, output, kind, run.network)
+        return own, lambda noise: found(values, noise)
+
     def weights(self) -> dict[str, np.ndarray]:
         """Its own tensors by their names in the file."""
         return dict(self._own)
@@ -148,10 +160,14 @@ class Runner:
         """Two batches of random samples that differ in sample 1, None for a network that takes one sample at a time."""
         return probe_batches(self.shape, self.dtype, self.rows, self.fixed_batch or PROBE_SAMPLES)
 
+    def values(self, batch: np.ndarray) -> np.ndarray:
+        """``batch`` in the type that the network takes."""
+        values = batch if self.dtype.kind == "f" else whole_numbers(batch, self.rows, self.network)
+        return values.astype(self.dtype)
+
     def run(self, batch: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
         """The tensors ``names`` for ``batch`` (k, *shape), as the program holds them."""
-        values = batch if self.dtype.kind == "f" else whole_numbers(batch, self.rows, self.network)
-        values = values.astype(self.dtype)
+        values = self.values(batch)
         asked = tuple(name for name in dict.fromkeys(names) if name != self.input)
         if asked not in self._sessions:
             self._sessions[asked] = self._open(asked)

@@ -19,6 +19,7 @@ from simtool.errors import FormatError
 from simtool.layers import LayerSpec
 from simtool.networks.graph import Graph
 from simtool.networks.layers import Layer
+from simtool.networks.layouts import Layout
 from simtool.networks.operators import Shape
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic import Interpreter
@@ -31,10 +32,10 @@ _KINDS = frozenset({*RULES, "map"})
 
 @dataclass(frozen=True)
 class StoredProgram:
-    """A program, one sample's shape of each of its tensors, and for each layer its uses as (operator's output, result)."""
+    """A program, where the samples lie in each of its tensors, and for each layer its uses as (operator's output, result)."""
 
     program: Program
-    shapes: dict[str, Shape | None]
+    layouts: dict[str, Layout | None]
     input_shape: Shape
     uses: tuple[tuple[tuple[str, str], ...], ...]
 
@@ -54,7 +55,7 @@ class StoredProgram:
                 for output, result in uses:
                     _replace(constants, spec, matrix, by_output[output], by_output[result])
             changed = Program(self.program.ops, constants, self.program.input, self.program.output)
-            return Interpreter(changed, self.shapes, self.input_shape).run()
+            return Interpreter(changed, self.layouts, self.input_shape).run()
         except hdf5.DAMAGE as error:
             raise FormatError(
                 f"the stored program cannot be followed ({type(error).__name__}: {error}). Extract the states again."
@@ -80,7 +81,7 @@ def _replace(
 def store(
     file: h5py.File,
     program: Program,
-    shapes: Mapping[str, Shape | None],
+    layouts: Mapping[str, Layout | None],
     shape: Shape,
     layers: Sequence[Layer],
 ) -> None:
@@ -100,7 +101,7 @@ def store(
                 "name": op.name,
                 "inputs": list(op.inputs),
                 "output": op.output,
-                "shape": None if (found := shapes.get(op.output)) is None else list(found),
+                "layout": _layout(layouts.get(op.output)),
                 "attributes": {key: _encode(value) for key, value in op.attributes.items()},
             }
             for op in program.ops
@@ -126,7 +127,8 @@ def load(file: h5py.File) -> StoredProgram | None:
         }
         if any(not np.isfinite(value).all() for value in constants.values() if value.dtype.kind == "f"):
             raise ValueError("a constant is not finite")
-        ops, shapes = [], {}
+        ops: list[Op] = []
+        layouts: dict[str, Layout | None] = {}
         for item in content["operators"]:
             if item["kind"] not in _KINDS:
                 raise ValueError(f"{item['kind']!r} is no kind of operator")
@@ -134,15 +136,25 @@ def load(file: h5py.File) -> StoredProgram | None:
             inputs = tuple(str(name) for name in item["inputs"])
             kind, operator, name = (str(item[key]) for key in ("kind", "operator", "name"))
             ops.append(Op(kind, operator, name, inputs, str(item["output"]), attributes))
-            shape = item["shape"]
-            shapes[ops[-1].output] = None if shape is None else tuple(int(size) for size in shape)
+            layouts[ops[-1].output] = _layout_of(item["layout"])
         program = Program(ops, constants, str(content["input"]), str(content["output"]))
         uses = tuple(tuple((str(o), str(r)) for o, r in layer) for layer in content["uses"])
-        return StoredProgram(program, shapes, tuple(int(size) for size in content["input_shape"]), uses)
+        return StoredProgram(program, layouts, tuple(int(size) for size in content["input_shape"]), uses)
     except (*hdf5.DAMAGE, RecursionError) as error:
         raise FormatError(
             f"the stored program is damaged ({type(error).__name__}: {error}). Extract the states again."
         ) from error
+
+
+def _layout(layout: Layout | None) -> list[Any] | None:
+    return None if layout is None else [list(layout.shape), layout.axis, layout.outer, layout.inner]
+
+
+def _layout_of(stored: Any) -> Layout | None:
+    if stored is None:
+        return None
+    shape, *rest = stored
+    return Layout(tuple(int(size) for size in shape), *(int(part) for part in rest))
 
 
 def _encode(value: Any) -> Any:
