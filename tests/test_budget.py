@@ -236,6 +236,16 @@ def test_a_start_by_forward_selection(seed: int, start: int) -> None:
             )
 
 
+def test_exempt_features_are_in_every_start() -> None:
+    w, z = problem(2, d=30)
+    w[4] = w[3]
+    exempt = np.zeros(30, dtype=bool)
+    exempt[[3, 4, 29]] = True
+    found = paths(*gram_of(w, z), start=6, exempt=exempt)
+    assert (found.free == 3).all()
+    assert all(set(order[3:]) == {3, 4, 29} for order in found.order)
+
+
 def test_a_start_finds_what_explains_the_target() -> None:
     rng = np.random.default_rng(7)
     w = rng.standard_normal((300, 500)) + rng.standard_normal((1, 500))
@@ -455,6 +465,16 @@ def test_gates() -> None:
     assert weights.gate(np.array([[1.0, 0.0, -2.0]]), 0.25).tolist() == [[1.0, 0.25, 0.25]]
 
 
+def test_weights_by_sample() -> None:
+    s = np.array([[4.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    z = np.array([[1.0, -1.0, 2.0, -2.0], [-1.0, -1.0, -1.0, -1.0]])
+    found = weights.by_sample(s, z, share=0.5, closed=0.1)
+    # The open mean is 3: half of the sample's own, half of that mean, a tenth of it behind a closed gate.
+    np.testing.assert_allclose(found[0], [3.5, 0.15, 2.5, 0.15])
+    assert (found[1] == 0).all()  # a row that never opens moves nothing
+    np.testing.assert_allclose(weights.by_sample(s[:1], None, share=0.0), 1.5)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -462,6 +482,9 @@ def test_gates() -> None:
         lambda: weights.from_sensitivity(np.array([np.inf]), 2),
         lambda: weights.from_blocks(np.array([1.0]), np.array([0, 1])),
         lambda: weights.gate(np.zeros((1, 1)), 0.0),
+        lambda: weights.by_sample(-np.ones((1, 2)), None),
+        lambda: weights.by_sample(np.ones((1, 2)), np.ones((2, 1))),
+        lambda: weights.by_sample(np.ones((1, 2)), None, share=1.0),
     ],
 )
 def test_wrong_weights_are_refused(call) -> None:  # type: ignore[no-untyped-def]

@@ -71,8 +71,8 @@ def paths(
     squares : (r,), ||z||^2 of every row
     start : None to start from all live features (those with gram[j, j] > 0), else from that many of them for each row,
         the best by forward selection (:mod:`simtool.budget.forward`); :func:`start_size` suggests a number
-    exempt : (d,) bool, features that go only when no others are left, in any case the last of a path. None: all
-        features are alike, a bias too
+    exempt : (d,) bool, features that go only when no others are left; where they live, they are in every start. None:
+        all features are alike, a bias too
     between : called with the number of rows done, after each of them
 
     Equal costs go in the order of the features. k0 is ``start``, or the number of live features where that is smaller.
@@ -164,6 +164,7 @@ class _Problem:
         """The paths of all rows; ``group`` (d,) of every feature and what ``least`` (groups,) stays of each."""
         group = np.ascontiguousarray(group[self.live])
         everything = np.arange(self.live.size)
+        exempt = least[group] == self.d
         k0 = everything.size if start is None else min(start, everything.size)
         order = np.empty((self.r, k0), dtype=np.int32)
         losses = np.empty((self.r, k0 + 1))
@@ -173,7 +174,7 @@ class _Problem:
             shared = _start(self.gram, everything)
         for i in range(self.r):
             b = self.correlations[i]
-            features = everything if shared else forward.choose(self.gram, b, k0)
+            features = everything if shared else forward.choose(self.gram, b, k0, exempt)
             factor, inverse = shared or _start(self.gram, features)
             w = b[features]
             dense.solve(factor, k0, w)

@@ -24,20 +24,19 @@ _DEPENDENT = 1e-9
 
 
 @compiled
-def _best(c, s, least, chosen, scores, candidates):
+def _best(c, s, least, forced, chosen, scores, candidates):
     """Fill ``candidates`` with the features of the highest scores, the best first; returns how many there are."""
     d = c.shape[0]
     found = 0
     for j in range(d):
         if chosen[j] or s[j] <= least[j]:
             continue
-        score = c[j] * c[j] / s[j]
+        score = math.inf if forced[j] else c[j] * c[j] / s[j]
         if found == candidates.shape[0] and score <= scores[found - 1]:
             continue
         at = found if found < candidates.shape[0] else found - 1
         while at > 0 and scores[at - 1] < score:
-            if at < candidates.shape[0]:
-                scores[at], candidates[at] = scores[at - 1], candidates[at - 1]
+            scores[at], candidates[at] = scores[at - 1], candidates[at - 1]
             at -= 1
         scores[at], candidates[at] = score, j
         found = min(found + 1, candidates.shape[0])
@@ -45,8 +44,11 @@ def _best(c, s, least, chosen, scores, candidates):
 
 
 @compiled
-def choose(gram, b, k0):
-    """``k0`` features (ascending) of one row: ``gram`` (d, d), ``b`` (d,) = W z; where fewer matter, the first others too."""
+def choose(gram, b, k0, forced):
+    """``k0`` features (ascending) of one row, the ``forced`` (d,) bool before all others.
+
+    ``gram`` (d, d), ``b`` (d,) = W z. Where fewer than ``k0`` matter, the first of the others fill up.
+    """
     d = b.shape[0]
     v = np.empty((k0, d))
     columns = np.empty((_ROUND, d))
@@ -60,8 +62,10 @@ def choose(gram, b, k0):
         s[j] = gram[j, j]
         least[j] = _DEPENDENT * gram[j, j]
     k = 0
+    # Forced ones that depend on others have no score; places are kept for them.
+    waiting = forced.sum()
     while k < k0:
-        count = _best(c, s, least, chosen, scores, candidates)
+        count = _best(c, s, least, forced, chosen, scores, candidates)
         if count == 0:
             break
         for t in range(count):
@@ -75,10 +79,10 @@ def choose(gram, b, k0):
         before = k
         for t in range(count):
             j = candidates[t]
-            if k == k0 or s[j] <= least[j]:
+            if k == k0 or s[j] <= least[j] or (not forced[j] and k + waiting >= k0):
                 continue
             if t > 0:
-                _best(c, s, least, chosen, top, first)
+                _best(c, s, least, forced, chosen, top, first)
                 if c[j] * c[j] / s[j] < _WORTH * top[0]:
                     continue
             column = columns[t]
@@ -93,9 +97,12 @@ def choose(gram, b, k0):
                 c[i] -= step * vector[i]
                 s[i] -= vector[i] * vector[i]
             chosen[j] = True
+            waiting -= forced[j]
             k += 1
-    for j in range(d):
-        if k < k0 and not chosen[j]:
-            chosen[j] = True
+        if k == before:
+            break
+    for j in range(2 * d):
+        if k < k0 and not chosen[j % d] and (j >= d or forced[j]):
+            chosen[j % d] = True
             k += 1
     return np.flatnonzero(chosen)

@@ -45,3 +45,26 @@ def gate(targets: np.ndarray, closed: float) -> np.ndarray:
     if not 0.0 < closed <= 1.0:
         raise InputError(f"closed gates must weigh more than 0 and at most 1, got {closed!r}.")
     return np.where(np.asarray(targets) > 0, 1.0, closed)
+
+
+def by_sample(
+    sensitivities: np.ndarray, targets: np.ndarray | None, share: float = 0.5, closed: float = 0.1
+) -> np.ndarray:
+    """Sample weights (r, m) from ``sensitivities`` (r, m) >= 0 of every sample; rows so weighted all weigh 1 in the budget.
+
+        v_it = share s_it + (1 - share) S_i g_it,    g_it = 1 where z_it > 0, ``closed`` where not
+
+    with S_i the mean of s_i over the samples with an open gate. A sensitivity is of first order: it is zero behind a
+    closed gate, which an error may open, and small where the network is sure, as long as the errors are small; the
+    second part keeps every sample. ``targets`` (r, m) are the pre-activations z, None where nothing has a gate.
+    """
+    s = np.asarray(sensitivities, dtype=np.float64)
+    if s.ndim != 2 or not np.isfinite(s).all() or (s < 0).any():
+        raise InputError("sensitivities must be a finite number >= 0 for each row and sample.")
+    if targets is not None and np.shape(targets) != s.shape:
+        raise InputError(f"the targets have shape {np.shape(targets)}, the sensitivities {s.shape}.")
+    if not 0.0 <= share < 1.0:
+        raise InputError(f"the share of the sensitivities must be at least 0 and below 1, got {share!r}.")
+    gates = np.ones(s.shape) if targets is None else gate(targets, closed)
+    opened = np.sum(gates == 1.0, axis=1, keepdims=True)
+    return share * s + (1.0 - share) * gates * np.sum(s, axis=1, keepdims=True) / np.maximum(opened, 1)
