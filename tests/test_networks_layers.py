@@ -297,6 +297,28 @@ def test_networks_that_mix_their_samples_are_refused() -> None:
         read(mixing, (5, 8))
 
 
+def test_a_bias_that_an_exporter_shares_is_added_apart(tmp_path: Path) -> None:
+    module = nn.Sequential(
+        nn.Conv1d(3, 4, 1),
+        nn.GELU(),
+        nn.Conv1d(4, 4, 2),
+        nn.Flatten(),
+        nn.LayerNorm(16),
+        nn.Linear(16, 4),
+        nn.SELU(),
+        nn.Linear(4, 4),
+    )
+    for layer in (module[0], module[2], module[5], module[7]):
+        nn.init.zeros_(layer.bias)  # equal tensors: the exporter writes one
+    network = exported(module, (3, 5), tmp_path / "n.onnx")
+    assert [(x.spec.rows, x.spec.has_bias) for x in network.outline.layers] == [(4, False)] * 4
+    inputs = samples(network)
+    with torch.no_grad():
+        np.testing.assert_allclose(network.run(inputs).y, module(torch.from_numpy(inputs)), atol=1e-5)
+    check_layers(network)
+    check_round_trip(network)
+
+
 # --- whole numbers --------------------------------------------------------------------------------------------------------------
 
 

@@ -313,9 +313,31 @@ class _Finder:
                 return op.output, None
             root = self.tensors.get(next(iter(roots), ""), np.empty(0)) if len(roots) == 1 else np.empty(0)
             same = np.array_equal(root.reshape(-1)[start : start + rows], value.reshape(-1))
-            if same and self.layouts.get(add.output) == self.layouts.get(op.output):
+            if (
+                same
+                and self._only_bias(other, op)
+                and self.layouts.get(add.output) == self.layouts.get(op.output)
+            ):
                 return add.output, other
         return op.output, None
+
+    def _only_bias(self, bias: str | None, op: Op) -> bool:
+        """Whether ``bias`` is added to products with the weight of ``op`` alone; it may go by several names."""
+        roots, weight = self.program.roots.get(bias or ""), self.program.roots.get(op.inputs[1])
+        root = self.tensors[next(iter(roots or ()))]
+        for name, found in self.program.roots.items():
+            if found != roots or (name != bias and self.program.constants[name].size != root.size):
+                continue
+            for reader in self.readers.get(name, []):
+                products = [self.producers.get(other) for other in reader.inputs if other != name]
+                used = [
+                    self.program.roots.get(p.inputs[1])
+                    for p in products
+                    if p is not None and len(p.inputs) > 1
+                ]
+                if reader.kind != "add" or used != [weight]:
+                    return False
+        return True
 
     def _passed(self, name: str) -> str:
         """``name`` without the operators before it that change no value."""

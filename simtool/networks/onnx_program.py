@@ -50,9 +50,11 @@ class Translator:
         for tensor in self._model.graph.initializer:
             self._root(tensor.name, numpy_helper.to_array(tensor))
         self._fold()
-        self._constants |= onnx_shapes.fixed_values(
-            onnx_shapes.shape_nodes(self._model, self._constants), self._probe
-        )
+        fixed = onnx_shapes.shape_nodes(self._model, self._constants)
+        self._constants |= onnx_shapes.fixed_values(fixed, self._probe)
+        for node in fixed:  # a part of a weight whose bounds follow from shapes
+            roots = [self._roots.get(name, frozenset()) for name in node.input]
+            self._roots[node.output[0]] = frozenset().union(*roots)
         ops: list[Op] = []
         for node in self._model.graph.node:
             if node.op_type == "Split" and not node.domain and node.output[0] not in self._constants:

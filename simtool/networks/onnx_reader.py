@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from simtool.errors import FormatError, InputError, UnsupportedOperator
 from simtool.importing import describe
-from simtool.networks import onnx_recurrent, patterns
+from simtool.networks import onnx_biases, onnx_recurrent, patterns
 from simtool.networks.graph import Graph
 from simtool.networks.inputs import PROBE_SAMPLES, in_pieces, probe_batches, table_rows, whole_numbers
 from simtool.networks.layouts import Layout, fixed_layout, layout_of
@@ -49,7 +49,7 @@ class OnnxNetwork:
         self.sha256 = sha256
         runner = Runner(model, network, input_shape)
         # Recurrent nodes are written out for the program; what the file itself holds stays as it is.
-        runner.model, kept = onnx_recurrent.unrolled(model, runner.sizes)
+        runner.model, kept = onnx_recurrent.unrolled(onnx_biases.apart(model), runner.sizes)
         translator = Translator(runner.model, network, runner.input, runner.zeros, kept)
         program = translator.program()
         runner.rows = table_rows(program)
