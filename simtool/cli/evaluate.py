@@ -121,12 +121,14 @@ def describe(result: dict[str, Any]) -> str:
         if result["structure"] == "exact":
             facts.append(("certified rows", "none needed: the exact form of a network"))
     else:
-        facts.append(("certified rows", f"{result['certified']} of {result['rows']}"))
+        chosen = ", on supports that a heuristic chose" if result["fixed_support"] else ""
+        facts.append(("certified rows", f"{result['certified']} of {result['rows']}{chosen}"))
     by = result["well_posed_by"]
     facts.append(("well-posed", f"yes, {by}" if by else "not proven"))
-    facts.append(
-        ("bounds", f"||S||inf {text.number(result['s_norm_inf'])}, rho {text.number(result['rho'])}")
-    )
+    if result["rho"] is not None:
+        facts.append(
+            ("bounds", f"||S||inf {text.number(result['s_norm_inf'])}, rho {text.number(result['rho'])}")
+        )
     if result["iterations_max"]:
         facts.append(
             ("iterations", f"mean {result['iterations_mean']:.1f}, largest {result['iterations_max']}")

@@ -165,6 +165,18 @@ def _warnings(warnings: Sequence[str]) -> str:
     return f'<div class="note" role="note">{body}</div>'
 
 
+def _what_is_drawn(report: dict[str, Any]) -> str:
+    if report["form"] == "layers":
+        return "The rows of each layer (its output channels) by what one position of it reads, in the order of the network."
+    return "M = [A B; C D] by blocks, last hidden layer first."
+
+
+def _on_supports(report: dict[str, Any]) -> str:
+    if not report["fixed_support"]:
+        return ""
+    return f" among rows with the same non-zeros, which a heuristic chose ({report['fixed_support']} rows)"
+
+
 def _attack_note(report: dict[str, Any]) -> str:
     attack = report["attack"]
     moved = f"{text.count(attack['inputs_perturbed'])} inputs ({text.percent(attack['fraction'], 0)}, seed {attack['seed']})"
@@ -199,7 +211,7 @@ def render(
         parts.append(f'<p class="soft">Sparsity = 1 - non-zeros / {escape(report["denominator"])}.</p>')
     parts += [
         "<h2>Where the non-zeros are</h2>",
-        "<p>M = [A B; C D] by blocks, last hidden layer first. Blocks are drawn on a square-root scale; darker means a "
+        f"<p>{_what_is_drawn(report)} Blocks are drawn on a square-root scale; darker means a "
         "larger share of non-zeros in a cell. Grey pairs of blocks hold none.</p>",
         _image(images["pattern"], f"Sparsity pattern of M by blocks, {report['nnz']} non-zeros"),
         "<h2>Non-zeros by block</h2>",
@@ -210,7 +222,7 @@ def render(
         parts += [
             "<h2>Certificates</h2>",
             "<p>Every row is the solution of a convex problem. Its relative duality gap, computed on the row as it is "
-            "stored, bounds how far it can be from the optimum.</p>",
+            f"stored, bounds how far it can be from the optimum{_on_supports(report)}.</p>",
             _image(images["certificates"], "Histogram of the relative duality gaps of all rows", narrow=True),
         ]
     if report["attack"] is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from simtool.data import open_data
 from simtool.errors import OptionError
-from simtool.model import ImplicitModel, model_path, rho, sensitivity_norm
+from simtool.model import KINDS, ImplicitModel, model_path, rho, sensitivity_norm
 from simtool.networks import NetworkSpec
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.stages.evaluate.attacks import Attack, make_attack
@@ -216,6 +216,8 @@ def _result(measured: Measurement, origin: str | Path | ImplicitModel, model: Mo
         "well_posed": verdict.well_posed,
         "well_posed_by": verdict.by,
         "structure": model.structure,
+        "form": "implicit" if isinstance(model, ImplicitModel) else "layers",
+        "fixed_support": 0 if table is None else int((table.kind == KINDS.index("fixed-support")).sum()),
         "rows": model.n + model.q if table is None else len(table),
         "certified": None if table is None else int(table.certified.sum()),
         "max_relative_gap": None if table is None else table.max_relative_gap,

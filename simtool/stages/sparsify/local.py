@@ -38,6 +38,10 @@ def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progres
     native = plan.options.match == "exact" or plan.options.solver == "native"
     if native and not is_compiled("native"):
         warm("native")  # once, before every worker does
+    if steps.paths:
+        from simtool.budget.warm import warm as warm_paths
+
+        warm_paths()
     engine.prepare(_KERNEL if native else IMPORTS, max(len(steps.rows), len(steps.tiles)))
     write_inputs(folder, source, bool(plan.layers))
     times.gram_seconds = run_tasks(folder, plan, engine, TILES, steps.tiles, progress, times)
