@@ -53,6 +53,8 @@ class Translator:
         fixed = onnx_shapes.shape_nodes(self._model, self._constants)
         self._constants |= onnx_shapes.fixed_values(fixed, self._probe)
         for node in fixed:  # a part of a weight whose bounds follow from shapes
+            if node.output[0] not in self._constants:
+                continue
             roots = [self._roots.get(name, frozenset()) for name in node.input]
             self._roots[node.output[0]] = frozenset().union(*roots)
         ops: list[Op] = []
