@@ -56,6 +56,7 @@ def _digest(*parts: object) -> str:
 
 
 def read_states(path: Path) -> str:
+    from simtool.networks.stored import load
     from simtool.states import open_states
 
     with open_states(path) as states:
@@ -69,12 +70,27 @@ def read_states(path: Path) -> str:
         assert all(size > 0 for size in states.header.input_shape)
         assert np.isfinite(states.scaling).all()
         assert states.labels is None or len(states.labels) == m
-        return _digest(*arrays, states.content_sha256(), states.header.to_json())
+        parts: list[object] = []
+        for layer in states.layers:
+            spec = layer.spec
+            design, targets, own = layer.design[()], layer.targets[()], layer.teacher[()]
+            assert (design.shape, targets.shape) == ((spec.features, spec.columns), (spec.rows, spec.columns))
+            parts += [design, targets, own, layer.sensitivity[()]]
+        program = load(states.file)
+        if program is not None:
+            graph = program.graph([x.spec for x in states.layers], [x.teacher[()] for x in states.layers])
+            assert np.isfinite(graph.matrices().A.data).all()
+            parts.append(graph.matrices().A.toarray())
+        return _digest(*arrays, *parts, states.content_sha256(), states.header.to_json())
 
 
 def read_model(path: Path) -> str:
-    from simtool.model import load_model
+    from simtool.model import load_layers, load_model
 
+    layers = load_layers(path)
+    if layers is not None:
+        assert layers.certificates is None or len(layers.certificates) == layers.rows
+        assert all(np.isfinite(matrix.data).all() for matrix in layers.matrices)
     model = load_model(path)
     parts: list[object] = []
     for name in "ABCD":
@@ -110,8 +126,8 @@ def read_plan(path: Path) -> str:
     from simtool.stages.sparsify.work import plan_of
 
     plan = plan_of(RunFolder(path.parent))
-    assert all(0 <= shard.start < shard.stop <= plan.n + plan.q for shard in plan.shards)
-    assert all(group.features.size <= plan.n + plan.p for group in plan.groups)
+    assert all(0 <= shard.start < shard.stop <= plan.rows for shard in plan.shards)
+    assert all(group.features.size <= plan.features for group in plan.groups)
     return _digest(plan.options, plan.shards, plan.tiles)
 
 
@@ -258,6 +274,8 @@ TARGETS = {
     for target in (
         Target("states", ("states.h5", "states-old.h5"), "states.h5", _ours, read_states, 900),
         Target("model", ("model.h5", "model-old.h5"), "model.h5", _ours, read_model, 900),
+        Target("layered-states", ("layers.h5", "layers-old.h5"), "states.h5", _ours, read_states, 600),
+        Target("layered-model", ("sparse.h5", "sparse-old.h5"), "model.h5", _ours, read_model, 600),
         Target(
             "shard",
             ("rows.shard", "constraints.shard"),
@@ -267,7 +285,7 @@ TARGETS = {
             1000,
         ),
         Target("spec", ("spec.json",), "spec.json", _plain(json_bytes), read_spec, 800),
-        Target("plan", ("spec.json",), "spec.json", _plain(json_bytes), read_plan, 800),
+        Target("plan", ("spec.json", "layered-spec.json"), "spec.json", _plain(json_bytes), read_plan, 800),
         Target("timing", ("timing.json",), "timing.json", _plain(json_bytes), read_timing, 800),
         Target("idx-images", ("images.idx",), "train-images-idx3-ubyte", _plain(formats.idx), read_idx, 400),
         Target("idx-labels", ("labels.idx",), "train-labels-idx1-ubyte", _plain(formats.idx), read_idx, 400),
@@ -351,6 +369,14 @@ def make_seeds(folder: Path) -> None:
     for name in ("spec.json", "timing.json", "model.h5", "constraints.shard"):
         shutil.copy(folder / "run" / name, folder / name)
     shutil.copy(next((folder / "run" / "rows").glob("*.shard")), folder / "rows.shard")
+    zoo.export(_conv(), folder / "shared.onnx", (1, 3, 3))
+    np.savez(folder / "shared.npz", inputs=np.random.default_rng(0).random((6, 1, 3, 3), dtype=np.float32))
+    extract(NetworkSpec(str(folder / "shared.onnx")), str(folder / "shared.npz"), output=folder / "layers.h5")
+    sparsify(folder / "layers.h5", folder / "layered", SparsifyOptions(target_nnz=20))
+    shutil.copy(folder / "layered" / "model.h5", folder / "sparse.h5")
+    shutil.copy(folder / "layered" / "spec.json", folder / "layered-spec.json")
+    _old_format(folder / "layers.h5", folder / "layers-old.h5")
+    _old_format(folder / "sparse.h5", folder / "sparse-old.h5")
     _old_format(folder / "states.h5", folder / "states-old.h5")
     _old_format(folder / "model.h5", folder / "model-old.h5")
 
@@ -397,7 +423,7 @@ def make_seeds(folder: Path) -> None:
 
 
 def _conv() -> object:
-    """Convolutions are refused, with a message."""
+    """A layer whose weights are shared over positions."""
     import torch
     from torch import nn
 
