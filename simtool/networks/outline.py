@@ -11,7 +11,8 @@ import numpy as np
 
 from simtool.errors import UnsupportedOperator
 from simtool.networks.graph import Graph, OperatorUse
-from simtool.networks.layers import Found, Layer, find_layers
+from simtool.networks.layer_search import find_layers
+from simtool.networks.layers import Found, Layer
 from simtool.networks.layouts import Layout, settled
 from simtool.networks.network import Recorded, collect, wanted_tensors
 from simtool.networks.operators import Shape

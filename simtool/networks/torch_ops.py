@@ -7,7 +7,7 @@ from typing import Any
 
 from simtool import activations
 from simtool.networks import torch_layers
-from simtool.networks.layers import LOOKS_UP
+from simtool.networks.layer_search import LOOKS_UP
 from simtool.networks.patterns import is_softplus
 from simtool.networks.torch_layers import Meaning, unsupported
 
