@@ -118,6 +118,12 @@ class ObjectiveType(click.ParamType):
 )
 @click.option("--target-nnz", type=int, metavar="N", help="The same, with N non-zeros kept.")
 @click.option(
+    "--anchor",
+    type=float,
+    metavar="R",
+    help="Hold the rows of layers near the network's own (a ridge, relative to the features' mean square): for few samples. Try 0.01.",
+)
+@click.option(
     "--untied",
     is_flag=True,
     help="Of layers whose weights are shared over positions (convolutions), fit every position's row by itself, not one row a channel.",

@@ -23,6 +23,7 @@ from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
 from simtool.row_status import STATUSES, RowStatus
 from simtool.stages.sparsify import budget, constraints
+from simtool.stages.sparsify.anchor import anchored
 from simtool.stages.sparsify.answer import Answer, Task, answer, judge, statuses
 from simtool.stages.sparsify.elimination import kept_features
 from simtool.stages.sparsify.folder import RunFolder
@@ -109,10 +110,9 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
 def _arrays(source: States, plan: Plan, group: RowGroup, row: int) -> tuple[np.ndarray, np.ndarray]:
     """W (d, m) of the features of ``group``, and the target (1, m) of ``row``."""
     if plan.layers:
-        layer, bank = source.layers[group.bank], plan.banks[group.bank]
-        own = row - bank.rows[0]
-        w = np.asarray(layer.design[:])[group.features - bank.features[0]]
-        return w, np.asarray(layer.targets[own : own + 1])
+        bank, own = plan.banks[group.bank], row - plan.banks[group.bank].rows[0]
+        design, targets = anchored(source.layers[group.bank], plan.options.anchor or 0.0)
+        return np.asarray(design[:])[group.features - bank.features[0]], np.asarray(targets[own : own + 1])
     states, inputs = (
         group.features[group.features < plan.n],
         group.features[group.features >= plan.n] - plan.n,

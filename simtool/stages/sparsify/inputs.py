@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from simtool.errors import InputError
+from simtool.stages.sparsify.anchor import anchored
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.states import States
 
@@ -16,13 +17,13 @@ _log = logging.getLogger("simtool")
 _PIECE_BYTES = 64 * 2**20
 
 
-def write_inputs(folder: RunFolder, source: States, tied: bool = False) -> None:
+def write_inputs(folder: RunFolder, source: States, tied: bool = False, anchor: float = 0.0) -> None:
     """Copy the states piece by piece; arrays that are there already must hold the same numbers, or are written again.
 
-    ``tied`` takes the columns of the layers, one pair of arrays each, instead of all states.
+    ``tied`` takes the columns of the layers, one pair of arrays each, instead of all states; ``anchor`` adds its samples to them.
     """
     folder.work.mkdir(exist_ok=True)
-    for name, parts in _arrays(source, tied):
+    for name, parts in _arrays(source, tied, anchor):
         if _holds(folder, name, parts):
             continue
         rows, samples = sum(part.shape[0] for _, part in parts), parts[0][1].shape[1]
@@ -40,7 +41,7 @@ def write_inputs(folder: RunFolder, source: States, tied: bool = False) -> None:
 Parts = tuple[tuple[str, Any], ...]
 
 
-def _arrays(source: States, tied: bool) -> list[tuple[str, Parts]]:
+def _arrays(source: States, tied: bool, anchor: float) -> list[tuple[str, Parts]]:
     """The names of the arrays, and what each is made of."""
     if not tied:
         return [
@@ -49,8 +50,9 @@ def _arrays(source: States, tied: bool) -> list[tuple[str, Parts]]:
         ]
     found: list[tuple[str, Parts]] = []
     for index, layer in enumerate(source.layers):
-        found.append((f"design-{index}", ((f"the inputs of {layer.spec.name}", layer.design),)))
-        found.append((f"targets-{index}", ((f"the results of {layer.spec.name}", layer.targets),)))
+        design, targets = anchored(layer, anchor)
+        found.append((f"design-{index}", ((f"the inputs of {layer.spec.name}", design),)))
+        found.append((f"targets-{index}", ((f"the results of {layer.spec.name}", targets),)))
     return found
 
 

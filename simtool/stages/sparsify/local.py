@@ -43,7 +43,7 @@ def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progres
 
         warm_paths()
     engine.prepare(_KERNEL if native else IMPORTS, max(len(steps.rows), len(steps.tiles)))
-    write_inputs(folder, source, bool(plan.layers))
+    write_inputs(folder, source, bool(plan.layers), plan.options.anchor or 0.0)
     times.gram_seconds = run_tasks(folder, plan, engine, TILES, steps.tiles, progress, times)
     steps.assemble()
     if steps.choose:

@@ -60,6 +60,7 @@ class SparsifyOptions:
     weight_samples : a .npy (m,) of weights of the samples in the loss; in a spec, its sha256
     target_sparsity, target_nnz : how sparse the model shall be, as a share of the network's non-zero parameters in [0, 1), or as the number of
         non-zeros that stay: supports are chosen by elimination under one budget for all rows, coefficients are least squares on them
+    anchor : a ridge towards the network's own rows, relative to the features' mean square, for rows of layers with few samples; None for none
     untied : give every position of a layer with shared weights rows of its own (the papers' expanded rows), instead of one row for
         each of its output channels; `layered` only
     """
@@ -87,6 +88,7 @@ class SparsifyOptions:
     untied: bool = False
     target_sparsity: float | None = None
     target_nnz: int | None = None
+    anchor: float | None = None
 
     def __post_init__(self) -> None:
         if not self.custom and self.objective not in OBJECTIVES:
@@ -154,6 +156,14 @@ class SparsifyOptions:
                 )
         if not (math.isfinite(self.tol) and 1e-12 <= self.tol <= 0.1):
             raise OptionError(f"--tol must lie in [1e-12, 0.1], got {self.tol!r}. The default is 1e-6.")
+        if self.anchor is not None and not (math.isfinite(self.anchor) and 0.0 < self.anchor <= 1e6):
+            raise OptionError(
+                f"--anchor must lie in (0, 1e6], got {self.anchor!r}. It weighs the distance to the network's own rows; try 0.01."
+            )
+        if self.anchor is not None and self.match == "exact":
+            raise OptionError(
+                "--anchor weighs a distance beside the loss, but --match exact has none. Leave one of them out."
+            )
         self._check_cone_program()
         self._check_budget()
 

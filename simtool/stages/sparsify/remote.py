@@ -39,7 +39,7 @@ def submit(folder: RunFolder, plan: Plan, source: States, where: EngineOptions) 
     slurm.require()
     steps = Steps(folder, plan)
     if steps.rows:
-        write_inputs(folder, source, bool(plan.layers))
+        write_inputs(folder, source, bool(plan.layers), plan.options.anchor or 0.0)
     if steps.choose:
         write_weights(folder, plan, source)
     if options.ray_nodes is not None:

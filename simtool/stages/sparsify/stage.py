@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("simtool")
 # In a spec only where they are used: specs written before these were known stay the same.
-_LATER_OPTIONS = ("untied", "target_sparsity", "target_nnz")
+_LATER_OPTIONS = ("untied", "target_sparsity", "target_nnz", "anchor")
 
 
 def sparsify(
@@ -245,6 +245,11 @@ def _constraints(source: States, options: SparsifyOptions) -> tuple[constraints.
     if is_tied(header, options):
         _require_plain(options)
         return constraints.NONE, options
+    if options.anchor is not None:
+        raise OptionError(
+            f"--anchor {options.anchor} belongs to rows of layers whose weights are shared over positions; these rows are those of single "
+            "states. Leave it out, or use --objective elastic-net."
+        )
     if not header.states:
         raise InputError(
             f"{source.path} holds the columns of layers alone, no states, which --structure {options.structure}"
@@ -331,11 +336,15 @@ def _check_own_objective(plan: Plan) -> None:
 
 
 def _warn_if_interpolating(plan: Plan) -> None:
+    if plan.options.anchor is not None:
+        return
     short = [group for group in plan.groups if plan.samples(group) < group.features.size]
     if not short:
         return
     worst = max(short, key=lambda group: group.features.size / plan.samples(group))
-    more = "more --samples or --positions" if plan.layers else f"at least {2 * worst.features.size} samples"
+    more = f"at least {2 * worst.features.size} samples"
+    if plan.layers:
+        more = "more --samples or --positions, or hold the rows near the network's own with --anchor 0.01"
     _log.warning(
         "%d samples for rows of up to %d features%s: such rows can fit any target exactly, noise included, and "
         "say little about new data. Extract %s, or use a smaller --kappa.",

@@ -104,14 +104,25 @@ def row_groups(
     return (*groups, RowGroup("outputs", (n, n + q), features(output_parents), True, False, "outputs"))
 
 
-def layer_groups(layers: Sequence[LayerSpec]) -> tuple[tuple[RowGroup, ...], tuple[Bank, ...]]:
-    """The groups and banks of rows whose weights are shared over positions: one bank a layer, one group a group of channels."""
+def layer_groups(
+    layers: Sequence[LayerSpec], anchored: bool
+) -> tuple[tuple[RowGroup, ...], tuple[Bank, ...]]:
+    """The groups and banks of rows whose weights are shared over positions: one bank a layer, one group a group of channels.
+
+    ``anchored`` designs have one more sample for each feature.
+    """
     groups, banks = [], []
     row = feature = 0
     for index, layer in enumerate(layers):
         ends = feature + layer.features, row + layer.rows
         banks.append(
-            Bank(f"design-{index}", f"targets-{index}", (feature, ends[0]), (row, ends[1]), layer.columns)
+            Bank(
+                f"design-{index}",
+                f"targets-{index}",
+                (feature, ends[0]),
+                (row, ends[1]),
+                layer.columns + anchored * layer.features,
+            )
         )
         for group in range(layer.groups):
             start = row + group * layer.group_rows

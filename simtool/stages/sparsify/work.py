@@ -70,7 +70,7 @@ class Plan:
         # Only a run whose rows are those of layers has this section.
         self.layers = layers_from_json(spec.get("layers", []))
         if self.layers:
-            self.groups, self.banks = layer_groups(self.layers)
+            self.groups, self.banks = layer_groups(self.layers, self.options.anchor is not None)
         else:
             blocks = from_json(spec["blocks"])
             check(blocks, self.n, spec["output_parents"])

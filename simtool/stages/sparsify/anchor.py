@@ -1,0 +1,44 @@
+"""Rows held near the network's own where the samples say little: a ridge towards the teacher's rows, written as samples.
+
+    minimise  ||z - W'w||^2 + sum_j r_j (w_j - t_j)^2    =    ||[z; sqrt(r) t] - [W, diag(sqrt(r))]' w||^2
+
+with t the teacher's row: one more sample for each feature. So solvers, paths and certificates see plain rows. r is ``--anchor`` times
+the mean of ||W_j||^2 over the features: the same for all, so that what the samples never show keeps its own coefficient's price.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from simtool.states import LayerStates
+
+_TILE = 4096
+
+
+class Anchored:
+    """An array of a layer with the samples of the anchor after its own; sliced by rows, as the file's arrays are."""
+
+    def __init__(self, own: Any, more: np.ndarray) -> None:
+        self._own, self._more = own, more
+        self.shape = (own.shape[0], own.shape[1] + more.shape[1])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return np.concatenate([np.asarray(self._own[rows], dtype=np.float32), self._more[rows]], axis=1)
+
+
+def anchored(layer: LayerStates, anchor: float) -> tuple[Any, Any]:
+    """Design (features, columns + features) and targets (rows, columns + features) of ``layer``; as they are where ``anchor`` is 0."""
+    if not anchor:
+        return layer.design, layer.targets
+    spec, total = layer.spec, 0.0
+    for start in range(0, spec.columns, _TILE):
+        total += float(np.square(np.asarray(layer.design[:, start : start + _TILE], dtype=np.float64)).sum())
+    root = np.sqrt(anchor * total / spec.features)
+    teacher = np.asarray(layer.teacher[()], dtype=np.float64)
+    own = np.eye(spec.features, dtype=np.float32) * np.float32(root)
+    # The target is what the teacher's row gives on the sample as it is stored, rounding included.
+    return Anchored(layer.design, own), Anchored(
+        layer.targets, (teacher * np.float64(np.float32(root))).astype(np.float32)
+    )
