@@ -21,9 +21,8 @@ from simtool.errors import FormatError, InputError, OptionError, OutputError
 from simtool.model import ImplicitModel
 from simtool.networks import NetworkSpec, network
 from simtool.progress import Progress
-from simtool.stages import extract as stage
 from simtool.stages.convert import convert
-from simtool.stages.extract import extract
+from simtool.stages.extract import extract, stage
 from simtool.states import open_states
 
 ZOO = str(Path(__file__).with_name("networks_zoo.py"))
