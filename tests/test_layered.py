@@ -22,6 +22,7 @@ from simtool.model import load_layers, load_model, save_model
 from simtool.networks import NetworkSpec
 from simtool.networks.tracing import quiet_torch
 from simtool.stages.extract import extract
+from simtool.stages.sparsify.anchor import anchored
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.stage import sparsify
 from simtool.states import open_states
@@ -401,3 +402,37 @@ def test_a_dense_network_is_put_back_from_its_rows(place: Path) -> None:
     sparsify(place / "m.h5", place / "drun", SparsifyOptions(structure="dag", kappa=1.0), engine="serial")
     with pytest.raises(InputError, match="have no place in it"):
         simtool.export_model(place / "drun", place / "no.onnx", network=NetworkSpec(str(path)))
+
+
+def test_few_samples_are_held_near_the_network(place: Path) -> None:
+    rng = np.random.default_rng(5)
+    for name, count in (("few", 30), ("new", 300)):
+        np.savez(place / f"{name}.npz", inputs=rng.uniform(-1, 1, (count, *SHAPE)).astype(np.float32))
+    extract(f"{HERE}:small", str(place / "few.npz"), output=place / "few.h5", positions=2)
+    errors = {}
+    for anchor in (None, 0.01):
+        options = SparsifyOptions(target_sparsity=0.5, anchor=anchor)
+        result = sparsify(place / "few.h5", place / f"few-{anchor}", options, engine="serial")
+        assert result["certified"] == result["rows"]
+        report = simtool.evaluate(
+            place / f"few-{anchor}",
+            str(place / "new.npz"),
+            output=place / f"few-r-{anchor}",
+            baseline=f"{HERE}:small",
+        )
+        errors[anchor] = report["output_error"]
+    assert errors[0.01] < 0.8 * errors[None]
+    with open_states(place / "few.h5") as source:
+        layer = source.layers[-1]
+        design, targets = anchored(layer, 0.01)
+        d, m = layer.spec.features, layer.spec.columns
+        w = rng.standard_normal((layer.spec.rows, d))
+        own = np.square(w @ design[:].astype(np.float64) - targets[:]).sum()
+        ridge = 0.01 * np.square(layer.design[:].astype(np.float64)).sum() / d
+        plain = np.square(w @ layer.design[:].astype(np.float64) - layer.targets[:]).sum()
+        assert design.shape == (d, m + d)
+        assert np.isclose(own, plain + ridge * np.square(w - layer.teacher[()]).sum(), rtol=1e-5)
+    with pytest.raises(OptionError, match="--anchor must lie in"):
+        SparsifyOptions(anchor=0.0)
+    with pytest.raises(OptionError, match="belongs to rows of layers"):
+        sparsify(place / "few.h5", place / "no", SparsifyOptions(anchor=0.1, untied=True), engine="serial")
