@@ -41,6 +41,8 @@ def describe(found: dict[str, Any]) -> str:
     ]
     if found["tiles"] and found["rows_done"] < found["rows"]:
         lines.append(("Gram tiles", f"{found['tiles_done']} of {found['tiles']}"))
+    if found["paths"] and found["rows_done"] < found["rows"]:
+        lines.append(("paths", f"{found['paths_done']} of {found['paths']} shards"))
     if eta is not None:
         lines.append(("ETA", format_seconds(eta)))
     if slowest is not None:

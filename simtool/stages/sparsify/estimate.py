@@ -30,6 +30,7 @@ _START_SECONDS = 1.5
 # Seconds of a row beside its products with W, by its features: few non-zeros (lasso), some hundreds (the others).
 _FEW, _MANY = 5e-8, 1e-6
 _BISECTION, _CONE = 1e-6, 2.5e-9
+_PATH = 1.2e-10  # of a path from all features, by their cube
 # Operations a second where nothing is measured, and the seconds from which a run is announced.
 _NOMINAL, _LONG = 2e10, 10.0
 _CONVERTED = 1024 * 4096 * 8
@@ -158,6 +159,7 @@ def _seconds(plan: Plan, workers: int, speed: float) -> float:
         elif options.solver == "bisection":
             alone += rows * _BISECTION * d * d
         else:
+            alone += rows * d**3 * _PATH if plan.budget is not None else 0.0
             alone += rows * d * (_FEW if options.objective == "lasso" else _MANY)
     return _START_SECONDS + (products / speed + alone) / workers
 

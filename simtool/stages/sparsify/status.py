@@ -13,7 +13,7 @@ from typing import Any
 
 from simtool.engines import slurm
 from simtool.errors import FormatError, OutputError, SimtoolError, WorkerError
-from simtool.stages.sparsify import lock, remote, tracks
+from simtool.stages.sparsify import budget, lock, remote, tracks
 from simtool.stages.sparsify.finish import finished
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.request import Request
@@ -30,7 +30,8 @@ def status(run: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict with run, state (finished, at work, queued, stopped, unknown), engine, shards, done, running, failed, rows, rows_done,
-    certified (of the rows done, as far as known), tiles, tiles_done, eta_seconds (None where nothing is at work or
+    certified (of the rows done, as far as known), tiles, tiles_done, paths, paths_done (of a budget: shards whose paths
+    are known), eta_seconds (None where nothing is at work or
     nothing is known), slowest (shard, block, rows, seconds_per_row), errors (shard and words), jobs (phase, id, pending,
     running, reason), worker (pid and host of a process that drives the run)
 
@@ -66,6 +67,8 @@ def status(run: str | Path) -> dict[str, Any]:
         "tiles_done": len(plan.tiles)
         if complete
         else sum(folder.holds(folder.tile(i)) for i in range(len(plan.tiles))),
+        "paths": 0 if plan.budget is None else len(plan.shards),
+        "paths_done": _paths_done(folder, plan),
         "eta_seconds": _eta(plan, seconds, set(done), len(running)) if at_work else None,
         "slowest": _slowest(plan, seconds),
         "errors": [{"phase": track.phase, "item": track.index, "error": track.error} for track in failed],
@@ -150,6 +153,14 @@ def _at_work(
             elif track.state == tracks.FAILED:
                 failed.append(track)
     return running, failed
+
+
+def _paths_done(folder: RunFolder, plan: Plan) -> int:
+    if plan.budget is None:
+        return 0
+    if budget.is_chosen(folder, plan):
+        return len(plan.shards)
+    return sum(folder.holds(budget.path_file(folder, index)) for index in range(len(plan.shards)))
 
 
 def _rows(plan: Plan, shards: Any) -> int:
