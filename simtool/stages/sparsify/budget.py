@@ -113,9 +113,12 @@ def _without_own(
 
 def write_weights(folder: RunFolder, plan: Plan, source: States) -> None:
     """Leave what a unit of loss of each row costs at the outputs, for :func:`choose`."""
-    if folder.array(_WEIGHTS).exists():
-        return
     weights = row_weights(plan, source)
+    try:
+        if np.array_equal(folder.map_array(_WEIGHTS), weights):
+            return
+    except (OSError, ValueError, EOFError):
+        pass  # not there, or damaged: written again
     with folder.new_array(_WEIGHTS, weights.shape, np.float64) as mapped:
         mapped[:] = weights
 
