@@ -436,3 +436,20 @@ def test_few_samples_are_held_near_the_network(place: Path) -> None:
         SparsifyOptions(anchor=0.0)
     with pytest.raises(OptionError, match="belongs to rows of layers"):
         sparsify(place / "few.h5", place / "no", SparsifyOptions(anchor=0.1, untied=True), engine="serial")
+
+
+@pytest.mark.parametrize("structure", ["dag", "free"])
+def test_a_budget_over_states(structure: str, place: Path) -> None:
+    import networks_zoo as zoo
+
+    rng = np.random.default_rng(0)
+    np.savez(place / "over.npz", inputs=rng.uniform(-1, 1, (200, 10)).astype(np.float32))
+    path = zoo.export(zoo.mlp("10-8-6-3"), place / "over.onnx", (10,))
+    extract(str(path), str(place / "over.npz"), output=place / "over.h5", rescale="layer", overwrite=True)
+    options = SparsifyOptions(target_nnz=60, structure=structure)
+    result = sparsify(place / "over.h5", place / f"over-{structure}", options, engine="serial")
+    assert result["certified"] == result["rows"] == 17
+    assert result["nnz"] == 60 if structure == "dag" else result["nnz"] <= 60  # kappa may zero more
+    model = load_model(place / f"over-{structure}")
+    assert model.well_posedness().well_posed
+    assert not model.A.diagonal().any()

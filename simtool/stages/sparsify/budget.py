@@ -77,10 +77,16 @@ def find_paths(folder: RunFolder, index: int) -> dict[str, Any]:
         squares += np.einsum("ij,ij->i", z, z)
     if not group.excludes_itself:
         found = elimination.paths(gram, correlations, squares)
-        order, losses = found.order, found.losses
+        orders, losses = list(found.order), list(found.losses)
     else:
-        order, losses = _without_own(plan, group, shard, gram, correlations, squares)
-    folder.store(path_file(folder, index), {"order": order.astype(np.int32), "losses": losses})
+        orders, losses = _without_own(plan, group, shard, gram, correlations, squares)
+    # One after another: a row that may not use its own state can have one feature less than its neighbour.
+    arrays: dict[str, np.ndarray] = {
+        "sizes": np.array([order.size for order in orders], dtype=np.int64),
+        "order": np.concatenate(orders).astype(np.int32),
+        "losses": np.concatenate(losses),
+    }
+    folder.store(path_file(folder, index), arrays)
     return {"rows": count}
 
 
@@ -91,7 +97,7 @@ def _without_own(
     gram: np.ndarray,
     correlations: np.ndarray,
     squares: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Paths of rows each of which may not use its own state."""
     from simtool.budget import elimination
 
@@ -105,7 +111,7 @@ def _without_own(
         )
         orders.append(others[own.order[0]])
         losses.append(own.losses[0])
-    return np.array(orders), np.array(losses)
+    return orders, losses
 
 
 # --- choice -----------------------------------------------------------------------------------------------------------------
@@ -157,8 +163,11 @@ def choose(folder: RunFolder, index: int) -> dict[str, Any]:
     for number, shard in enumerate(plan.shards):
         stored = folder.load(path_file(folder, number))
         features = plan.groups[shard.group].features
+        ends = np.cumsum(stored["sizes"])
         for i, row in enumerate(range(shard.start, shard.stop)):
-            curves[row], orders[row] = stored["losses"][i], features[stored["order"][i]]
+            start, stop = int(ends[i] - stored["sizes"][i]), int(ends[i])
+            curves[row] = stored["losses"][start + i : stop + i + 1]  # one loss more than features
+            orders[row] = features[stored["order"][start:stop]]
     sizes = allocation.allocate(curves, weights, plan.budget)
     chosen = [np.sort(order[order.size - size :]) for order, size in zip(orders, sizes, strict=True)]
     predicted = float(sum(weights[i] * curves[i][size] for i, size in enumerate(sizes)))
