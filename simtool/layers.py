@@ -7,7 +7,7 @@ constant 1 where the layer has a bias. One layer may be used several times (the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -109,33 +109,63 @@ class LayerSpec:
         }
 
     # --- the network's tensors and rows -----------------------------------------------------------------------------------
+    #
+    # A table (rows, width) holds what each row may use: its own group's features and the bias. The matrix (rows, features) of the same
+    # rows is mostly zeros where there are many groups.
 
-    def matrix(self, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        """The rows (rows, features) float64 that the network's own tensors stand for."""
+    @property
+    def width(self) -> int:
+        """Coefficients of a row."""
+        return self.fan_in + int(self.has_bias)
+
+    def table(self, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The rows (rows, width) float64 that the network's own tensors stand for."""
         table = np.asarray(weight, dtype=np.float64)
         if self.kind == "linear":
             table = (table.reshape(-1, self.fan_in) if self.rows_first else table.T)[self._span]
         elif self.kind == "transposed-convolution":
             table = self._turned(table)
-        found = np.zeros((self.rows, self.features))
         table = table.reshape(self.rows, self.fan_in) * self.alpha
-        for group in range(self.groups):
-            rows = slice(group * self.group_rows, (group + 1) * self.group_rows)
-            found[rows, group * self.fan_in : (group + 1) * self.fan_in] = table[rows]
-        if self.has_bias:
-            assert bias is not None
-            found[:, -1] = np.asarray(bias, dtype=np.float64).reshape(-1)[self._span] * self.beta
+        if not self.has_bias:
+            return np.ascontiguousarray(table)
+        assert bias is not None
+        shift = np.asarray(bias, dtype=np.float64).reshape(-1)[self._span] * self.beta
+        return np.hstack([table, shift[:, None]])
+
+    def matrix(self, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The same as a matrix (rows, features)."""
+        table = self.table(weight, bias)
+        if self.groups == 1:
+            return table
+        found = np.zeros((self.rows, self.features))
+        for group, rows in self._by_group():
+            found[rows, self.group_features(group)] = table[rows]
         return found
 
-    def tensors(
-        self, matrix: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
-    ) -> dict[str, np.ndarray]:
-        """The network's tensors with these rows (rows, features) in the place of their own, in their own types."""
-        table = np.empty((self.rows, self.fan_in))
-        for group in range(self.groups):
-            rows = slice(group * self.group_rows, (group + 1) * self.group_rows)
-            table[rows] = matrix[rows, group * self.fan_in : (group + 1) * self.fan_in]
-        table /= self.alpha
+    def compact(self, matrix: Any) -> np.ndarray:
+        """The table of rows given as a matrix (rows, features), dense or sparse; a table stays as it is."""
+        dense = (lambda part: part.toarray()) if hasattr(matrix, "toarray") else np.asarray
+        if matrix.shape[1] == self.width:
+            return np.asarray(dense(matrix), dtype=np.float64)
+        found = np.empty((self.rows, self.width))
+        for group, rows in self._by_group():
+            start = group * self.fan_in
+            found[rows, : self.fan_in] = dense(matrix[rows, start : start + self.fan_in])
+            if self.has_bias:
+                found[rows, -1:] = dense(matrix[rows, self.features - 1 : self.features])
+        return found
+
+    def outputs(self, table: np.ndarray, design: np.ndarray) -> np.ndarray:
+        """The rows' results (rows, k) on ``design`` (features, k)."""
+        found = np.empty((self.rows, design.shape[1]))
+        for group, rows in self._by_group():
+            found[rows] = table[rows] @ design[self.group_features(group)]
+        return found
+
+    def tensors(self, rows: Any, weight: np.ndarray, bias: np.ndarray | None) -> dict[str, np.ndarray]:
+        """The network's tensors with these ``rows`` (a table or a matrix) in the place of their own, in their own types."""
+        own = self.compact(rows)
+        table = own[:, : self.fan_in] / self.alpha
         changed = np.array(weight, order="C")
         if self.kind == "linear":
             if self.rows_first:
@@ -152,9 +182,13 @@ class LayerSpec:
         if self.bias is not None:
             assert bias is not None
             shifted = np.array(bias, order="C")
-            shifted.reshape(-1)[self._span] = matrix[:, -1] / self.beta
+            shifted.reshape(-1)[self._span] = own[:, -1] / self.beta
             result[self.bias] = shifted
         return result
+
+    def _by_group(self) -> Iterator[tuple[int, slice]]:
+        for group in range(self.groups):
+            yield group, slice(group * self.group_rows, (group + 1) * self.group_rows)
 
     @property
     def _span(self) -> slice:

@@ -113,7 +113,7 @@ def test_the_columns_are_what_the_layers_compute(states: Path) -> None:
         columns = {layer.spec.name: layer.spec.columns for layer in source.layers}
         assert columns == {"first": 3000, "grouped": 3000, "up": 3000, "shared": 3000, "out": 150}
         for layer in source.layers:
-            found = layer.teacher[()] @ np.asarray(layer.design[()], dtype=np.float64)
+            found = layer.spec.outputs(layer.teacher[()], np.asarray(layer.design[()], dtype=np.float64))
             assert np.abs(found - layer.targets[()]).max() < 1e-5
             assert layer.sensitivity[()].any()
         norm = 4  # its weights; its biases are zero, its statistics are no parameters
@@ -129,7 +129,7 @@ def test_enough_samples_give_the_teacher_back(run: Path, states: Path) -> None:
     assert layers.certificates.certified.all()
     with open_states(states) as source:
         for own, matrix in zip(source.layers[:-1], layers.matrices, strict=False):
-            assert np.abs(matrix.toarray() - own.teacher[()]).max() < 1e-3, own.spec.name
+            assert np.abs(own.spec.compact(matrix) - own.teacher[()]).max() < 1e-3, own.spec.name
 
 
 def test_the_implicit_form_computes_what_the_sparse_network_does(run: Path, place: Path, data: str) -> None:
@@ -157,7 +157,7 @@ def test_layers_alone_need_their_network(run: Path, place: Path, data: str) -> N
         simtool.predict(alone, data, output=place / "y.npz")
     with pytest.raises(OptionError, match="fgsm follows a gradient"):
         simtool.evaluate(alone, data, baseline=f"{HERE}:small", attack="fgsm", output=place / "r")
-    with pytest.raises(InputError, match=r"belongs to a tensor first\.weight"):
+    with pytest.raises(InputError, match="is not the network that the model came from"):
         simtool.predict(alone, data, network=f"{HERE}:other", output=place / "y.npz")
     simtool.predict(alone, data, network=f"{HERE}:small", output=place / "one.npz")
     simtool.predict(run, data, output=place / "two.npz")
@@ -453,3 +453,116 @@ def test_a_budget_over_states(structure: str, place: Path) -> None:
     model = load_model(place / f"over-{structure}")
     assert model.well_posedness().well_posed
     assert not model.A.diagonal().any()
+
+
+def norms() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def reseeded() -> nn.Module:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def test_a_norm_after_a_dense_layer_keeps_rows_of_layers(place: Path, data: str) -> None:
+    flat = str(place / "flat.npz")
+    found = extract(f"{HERE}:norms", flat, output=place / "n.h5")
+    assert [layer["name"] for layer in found["layers"]] == ["0", "3"]
+    sparsify(place / "n.h5", place / "nrun", SparsifyOptions(target_sparsity=0.5), engine="serial")
+    result = simtool.export_model(place / "nrun", place / "n.safetensors", network=f"{HERE}:norms")
+    assert result["warnings"] == []
+    # Another network's batch norm must not be mixed in.
+    for action in (
+        lambda: simtool.export_model(place / "nrun", place / "no.safetensors", network=f"{HERE}:reseeded"),
+        lambda: simtool.evaluate(
+            save_model(None, place / "na.h5", True, load_layers(place / "nrun")),
+            flat,
+            baseline=f"{HERE}:reseeded",
+            output=place / "no",
+        ),
+    ):
+        with pytest.raises(InputError, match="is not the network that the model came from"):
+            action()
+    assert not (place / "no.safetensors").exists()
+
+
+def test_sensitivities_know_samples_from_all_of_the_file(place: Path) -> None:
+    # The first half of the samples moves the first half of the units only, as data sorted by class do.
+    rng = np.random.default_rng(0)
+    inputs = rng.uniform(0.5, 1, (1400, 8)).astype(np.float32)
+    inputs[:700, 4:], inputs[700:, :4] = -10.0, -10.0
+    np.savez(place / "sorted.npz", inputs=inputs)
+    arrays = []
+    for size in (7, 500):
+        extract(
+            f"{HERE}:halves",
+            str(place / "sorted.npz"),
+            output=place / "h.h5",
+            batch_size=size,
+            overwrite=True,
+        )
+        with open_states(place / "h.h5") as source:
+            arrays.append(source.layers[0].sensitivity[()])
+    assert (arrays[0] > 0).all()
+    assert np.allclose(arrays[0], arrays[1], rtol=1e-5)  # whatever the batches
+
+
+class Halves(nn.Module):
+    """Unit i reads input i; its results are multiplied, so that there is no graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(8, 8), nn.Linear(8, 2)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.eye(8))
+            self.first.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.first(x)
+        return self.out(torch.relu(z) * torch.sigmoid(z))
+
+
+def halves() -> nn.Module:
+    torch.manual_seed(0)
+    return Halves()
+
+
+class Rooted(nn.Module):
+    """Its outputs are finite, their gradients are not: the root of 0 has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.first(x)
+        return self.out(torch.where(z > 0, torch.sqrt(z), torch.zeros_like(z)))
+
+
+def rooted() -> nn.Module:
+    torch.manual_seed(0)
+    return Rooted()
+
+
+def test_gradients_that_are_not_finite_are_measured(place: Path, data: str) -> None:
+    extract(f"{HERE}:rooted", str(place / "flat.npz"), output=place / "root.h5")
+    with open_states(place / "root.h5") as source:
+        assert (source.layers[0].sensitivity[()] > 0).all()
+
+
+def depthwise() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, groups=64), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
+
+
+def test_depthwise_layers_cost_what_they_hold(place: Path, data: str) -> None:
+    extract(f"{HERE}:depthwise", data, output=place / "dw.h5", blocks=["none"], positions=4)
+    with open_states(place / "dw.h5") as source:
+        assert source.layers[1].teacher.shape == (64, 10)
+    options = SparsifyOptions(target_sparsity=0.5, anchor=0.01)
+    result = sparsify(place / "dw.h5", place / "dwrun", options, engine="serial")
+    assert result["certified"] == result["rows"]
+    written = simtool.export_model(place / "dwrun", place / "dw.safetensors", network=f"{HERE}:depthwise")
+    assert written["max_difference"] == 0

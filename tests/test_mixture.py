@@ -24,6 +24,7 @@ OPTIONS = {
     "lasso": SparsifyOptions(structure="dag", kappa=0.5),
     "l1": SparsifyOptions(objective="l1", beta=4.0),
     "kappa-on-a": SparsifyOptions(objective="l1", structure="free", kappa=0.5, kappa_on="a"),
+    "budget": SparsifyOptions(target_sparsity=0.8),
 }
 SLURM = EngineOptions("slurm", slurm=SlurmOptions(array_size=3), wait=True)
 
@@ -39,7 +40,7 @@ class StopAfter(Progress):
         self._rows = False
 
     def start(self, total: int, unit: str, label: str) -> None:
-        self._rows = unit == "rows"
+        self._rows = label == "rows"
 
     def advance(self, count: int = 1) -> None:
         if self._rows:

@@ -110,5 +110,5 @@ class SparseLayers:
                     )
             weight = changed.get(layer.weight, own[layer.weight])
             bias = None if layer.bias is None else changed.get(layer.bias, own[layer.bias])
-            changed |= layer.tensors(matrix.toarray(), weight, bias)
+            changed |= layer.tensors(matrix, weight, bias)
         return changed

@@ -57,6 +57,10 @@ class ImplicitNetwork:
         """It has no program, so no tensors but those that :meth:`run` gives."""
         return {}
 
+    @property
+    def takes_whole_numbers(self) -> bool:
+        return False
+
     def weights(self) -> dict[str, np.ndarray]:
         """Its weights are A, B, C, D: none go by a name of their own."""
         return {}

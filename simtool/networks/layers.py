@@ -65,6 +65,11 @@ class Layer:
     bias: np.ndarray | None
 
     @property
+    def table(self) -> np.ndarray:
+        """The teacher's rows (rows, width)."""
+        return self.spec.table(self.weight, self.bias)
+
+    @property
     def matrix(self) -> np.ndarray:
         """The teacher's rows (rows, features)."""
         return self.spec.matrix(self.weight, self.bias)

@@ -87,6 +87,11 @@ class Network(Protocol):
         """The tensors ``names`` of its program for ``inputs`` (k, *input_shape), each (k, ...)."""
         ...
 
+    @property
+    def takes_whole_numbers(self) -> bool:
+        """Whether a sample holds indices into tables."""
+        ...
+
     def weights(self) -> dict[str, np.ndarray]:
         """Its own tensors by their names."""
         ...

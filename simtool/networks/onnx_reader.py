@@ -102,6 +102,10 @@ class OnnxNetwork:
         found = noisy(run.model, run.input, names, output, kind, run.network)
         return own, lambda noise: found(values, noise)
 
+    @property
+    def takes_whole_numbers(self) -> bool:
+        return self._runner.dtype.kind != "f"
+
     def weights(self) -> dict[str, np.ndarray]:
         """Its own tensors by their names in the file."""
         return dict(self._own)

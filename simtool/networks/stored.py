@@ -39,8 +39,8 @@ class StoredProgram:
     input_shape: Shape
     uses: tuple[tuple[tuple[str, str], ...], ...]
 
-    def graph(self, layers: Sequence[LayerSpec], matrices: Sequence[np.ndarray]) -> Graph:
-        """The network with the rows ``matrices`` (rows, features) of its ``layers`` in the place of its own.
+    def graph(self, layers: Sequence[LayerSpec], matrices: Sequence[Any]) -> Graph:
+        """The network with the rows ``matrices`` (tables, or (rows, features)) of its ``layers`` in the place of its own.
 
         Raises FormatError where the layers are not those of this program.
         """
@@ -62,9 +62,8 @@ class StoredProgram:
             ) from error
 
 
-def _replace(
-    constants: dict[str, np.ndarray], spec: LayerSpec, matrix: np.ndarray, op: Op, result: Op
-) -> None:
+def _replace(constants: dict[str, np.ndarray], spec: LayerSpec, rows: Any, op: Op, result: Op) -> None:
+    matrix = spec.compact(rows)
     weight = op.inputs[1]
     if spec.kind == "linear":
         table = matrix[:, : spec.fan_in] / spec.alpha

@@ -66,12 +66,16 @@ class TorchNetwork:
             lambda batch: self.outline.samples_first(run.run(batch, asked)),
         )
 
-    def sensitivities(self, inputs: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
+    def sensitivities(self, inputs: np.ndarray, names: Iterable[str], seed: int = 0) -> dict[str, np.ndarray]:
         """sum_k (dy_k/dt)^2 for every entry of the tensors ``names``, the samples first, as :meth:`tensors` gives them."""
         found = self._runner.squared_gradients(
-            shaped(inputs, self.input_shape), list(names), self.outline.output_tensor
+            shaped(inputs, self.input_shape), list(names), self.outline.output_tensor, seed
         )
         return self.outline.samples_first(found)
+
+    @property
+    def takes_whole_numbers(self) -> bool:
+        return not self._runner.dtype.is_floating_point
 
     def weights(self) -> dict[str, np.ndarray]:
         """Its own tensors by their names in the state_dict, buffers included."""
@@ -130,10 +134,12 @@ class Runner:
             ) from error
         return {name: value.numpy() for name, value in recorder.found.items()}
 
-    def squared_gradients(self, batch: np.ndarray, names: list[str], output: str) -> dict[str, np.ndarray]:
+    def squared_gradients(
+        self, batch: np.ndarray, names: list[str], output: str, seed: int
+    ) -> dict[str, np.ndarray]:
         """See :func:`simtool.networks.torch_sensitivity.squared_gradients`; an output of few values takes as many probes."""
         arguments = self._arguments(batch)
-        found = squared_gradients(self.exported.graph_module, arguments, names, output, SIGN_PROBES)
+        found = squared_gradients(self.exported.graph_module, arguments, names, output, SIGN_PROBES, seed)
         return {name: value.numpy() for name, value in found.items()}
 
     def _arguments(self, batch: np.ndarray) -> list[torch.Tensor]:

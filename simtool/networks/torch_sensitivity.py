@@ -26,17 +26,22 @@ class Watched(fx.Interpreter):
 
 
 def squared_gradients(
-    module: fx.GraphModule, arguments: list[torch.Tensor], names: list[str], output: str, probes: int
+    module: fx.GraphModule,
+    arguments: list[torch.Tensor],
+    names: list[str],
+    output: str,
+    probes: int,
+    seed: int,
 ) -> dict[str, torch.Tensor]:
     """An estimate of sum_k (dy_k / dt)^2 for every entry of the tensors ``names``, from ``probes`` random sums of the outputs.
 
-    With v of random signs, E[(d(v'y)/dt)^2] is that sum (Hutchinson); signs are drawn anew for every sample.
+    With v of random signs, E[(d(v'y)/dt)^2] is that sum (Hutchinson); signs are drawn from ``seed``, for every sample its own.
     """
     watched = Watched(module, frozenset([*names, output]))
     with torch.enable_grad():
         watched.run(*arguments)
         y, values = watched.found[output], [watched.found[name] for name in names]
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         total = [torch.zeros_like(value) for value in values]
         for _ in range(probes):
             signs = torch.randint(0, 2, y.shape, generator=generator).to(y.dtype) * 2 - 1

@@ -111,7 +111,30 @@ def _require_nothing_fitted(form: AffineForm, tensor: str) -> None:
     )
 
 
-def sparse_network(model: str | Path, network: Network) -> tuple[SparseLayers | ImplicitModel, Network]:
-    """What ``model`` holds, and ``network`` with it in the place of its own weights."""
+def sparse_network(
+    model: str | Path, network: Network
+) -> tuple[SparseLayers | ImplicitModel, Network, str | None]:
+    """What ``model`` holds, ``network`` with it in the place of its own weights, and a warning if that may be another network."""
     found = load_sparse(model)
-    return found, network.with_weights(tensors_with(found, network))
+    return found, network.with_weights(tensors_with(found, network)), require_same(found, network)
+
+
+def require_same(model: SparseLayers | ImplicitModel, network: Network) -> str | None:
+    """Raise InputError where ``network`` cannot be the one that ``model`` came from; a warning where that cannot be told.
+
+    What has no rows (batch norms, embeddings) is taken from ``network``, so another one's would be mixed in. The same weights have
+    other fingerprints in other formats.
+    """
+    known, kind = model.fingerprints.get("network"), model.header_extra.get("network_format")
+    if not known or known == network.sha256:
+        return None
+    name, own = network.description["network"], network.description["format"]
+    if kind == own:
+        raise InputError(
+            f"{name} is not the network that the model came from: its weights or operators differ (fingerprint {network.sha256[:12]}, the "
+            f"model's network had {known[:12]}). Pass that network, with its --weights."
+        )
+    return (
+        f"{name} has another fingerprint than the network that the model came from, as the same weights in another format do; what has no "
+        "rows in the model (batch norms, embeddings) is taken from it. Pass the network given to extract to be sure."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +21,7 @@ from simtool.networks.inputs import table_rows
 from simtool.stages.dropin import sparse_network
 from simtool.temporary import beside
 
+_log = logging.getLogger("simtool")
 FORMATS = (".onnx", ".safetensors", ".pt")
 _SAMPLES = 16
 
@@ -42,7 +44,9 @@ def export_network(
     writable_target(path, overwrite, inputs=[model_path(model), *spec.files])
     if path.exists():
         refuse_foreign(path)
-    found, changed = sparse_network(model, load_network(spec, _input_shape(model)))
+    found, changed, warning = sparse_network(model, load_network(spec, _input_shape(model)))
+    if warning is not None:
+        _log.warning("%s", warning)
     inputs = _probes(found, changed)
     temporary = beside(path)
     try:
@@ -72,6 +76,7 @@ def export_network(
         "max_difference": worst,
         "samples_checked": len(inputs),
         "cyclic": False,
+        "warnings": [] if warning is None else [warning],
         "speed_note": SPEED_NOTE,
         "seconds": perf_counter() - started,
     }
@@ -88,8 +93,8 @@ def _probes(model: SparseLayers | ImplicitModel, network: Network) -> np.ndarray
     rng = np.random.default_rng(0)
     shape = (_SAMPLES, *network.input_shape)
     low, high = (float(end) for end in model.header_extra.get("input_range", (0.0, 1.0)))
-    rows = table_rows(network.outline.program)
-    if rows is not None:
+    if network.takes_whole_numbers:
+        rows = table_rows(network.outline.program) or int(high) + 1
         return rng.integers(max(0, int(low)), min(rows - 1, int(high)) + 1, shape).astype(np.float32)
     return rng.uniform(low, max(high, low), shape).astype(np.float32)
 
@@ -122,7 +127,7 @@ def _write(network: Network, spec: NetworkSpec, temporary: Path, path: Path, inp
             network_file.write_state(temporary, state)
         found = run(network.with_weights(_read(temporary, path.suffix)))
     worst = difference(expected, np.asarray(found, dtype=np.float64))
-    if worst > TOLERANCE:
+    if not worst <= TOLERANCE:
         raise InputError(
             f"{path.name} does not compute what the sparse network computes: outputs differ by {worst:.3g} relative to max(1, |y|), allowed "
             f"are {TOLERANCE:g}. The file is not kept. Please report this network."
@@ -135,8 +140,7 @@ def _traceable(network: Any, inputs: np.ndarray) -> tuple[Any, Any]:
     import torch
 
     example = torch.from_numpy(inputs[:2].copy())
-    whole = table_rows(network.outline.program) is not None
-    return network.module(), example.to(torch.int64) if whole else example
+    return network.module(), example.to(torch.int64) if network.takes_whole_numbers else example
 
 
 def _read(path: Path, suffix: str) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ _TILE = 1024  # columns hashed at a time: part of the meaning of content_sha256
 
 @dataclass(frozen=True)
 class LayerStates:
-    """A layer's arrays on disk: ``design`` (features, columns), ``targets`` (rows, columns), the ``teacher``'s rows (rows, features).
+    """A layer's arrays on disk: ``design`` (features, columns), ``targets`` (rows, columns), the ``teacher``'s rows (rows, width).
 
     ``sensitivity`` (rows,) is the sum over a sample's positions of E||dy/dt||^2, 0 in all rows where it is not known.
     """
@@ -133,7 +133,7 @@ class States:
         for name, shape in (
             (DESIGN, (spec.features, spec.columns)),
             (TARGETS, (spec.rows, spec.columns)),
-            (TEACHER, (spec.rows, spec.features)),
+            (TEACHER, (spec.rows, spec.width)),
             (SENSITIVITY, (spec.rows,)),
         ):
             dataset = self._dataset(f"{LAYERS}/{index}/{name}")

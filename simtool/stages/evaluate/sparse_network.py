@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,6 +14,9 @@ from simtool.errors import InputError, NoImplicitForm
 from simtool.model import CertificateTable, Forward, ImplicitModel, SparseLayers, load_layers, load_model
 from simtool.model.wellposed import Verdict
 from simtool.networks import Network, NetworkSpec, load_network
+from simtool.stages.dropin import require_same
+
+_log = logging.getLogger("simtool")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,9 @@ class SparseNetwork:
     @classmethod
     def of(cls, layers: SparseLayers, network: Network) -> SparseNetwork:
         """``layers`` put into the ``network`` that they belong to. Raises InputError where they do not."""
+        warning = require_same(layers, network)
+        if warning is not None:
+            _log.warning("%s", warning)
         return cls(layers, network.with_weights(layers.tensors(network.weights())))
 
     @property

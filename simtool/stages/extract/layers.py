@@ -47,7 +47,7 @@ class Recorded:
 
     def check(self, design: np.ndarray, targets: np.ndarray) -> None:
         """Raise InputError unless the layer's own weights give its targets."""
-        found = self.layer.matrix @ design.astype(np.float64)
+        found = self.layer.spec.outputs(self.layer.table, design.astype(np.float64))
         error = float(
             np.abs(found - targets).max(initial=0.0) / max(1.0, float(np.abs(targets).max(initial=0.0)))
         )
@@ -59,11 +59,22 @@ class Recorded:
 
 
 def shared(network: Network) -> bool:
-    """Whether rows of this network are those of its layers: some weight is used at several positions, or there is no graph."""
+    """Whether rows of this network are those of its layers: some weight is used at several positions, there is no graph, or what
+    a layer gives goes through a batch norm, a sum or a factor before it is a state, so that a row of that state is no row of the layer.
+    """
     found = network.outline
     if found.whole is None:
         return True
-    return any(layer.positions(lambda _: 1) > 1 for layer in found.layers)
+    if any(layer.positions() > 1 for layer in found.layers):
+        return True
+    producers = {op.output: op for op in found.program.ops}
+    states = set()
+    for tensor in [*(node.z_tensor for node in found.whole.nodes), found.whole.output_tensor]:
+        while tensor in producers and producers[tensor].kind == "pass":
+            states.add(tensor)
+            tensor = producers[tensor].inputs[0]
+        states.add(tensor)
+    return any(use.result not in states for layer in found.layers for use in layer.uses)
 
 
 def tensors_of(layers: Sequence[Layer]) -> tuple[str, ...]:

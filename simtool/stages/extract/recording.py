@@ -54,6 +54,7 @@ class Recording:
     teacher: Form
     probes: np.ndarray
     layers: tuple[Recorded, ...] = ()
+    samples: int = 0
     reconstruction_error: float = 0.0
     low: float = inf
     high: float = -inf
@@ -66,7 +67,9 @@ class Recording:
     def __post_init__(self) -> None:
         self._sensitivity = np.zeros(len(self.g))
         self._cyclic = cyclic_model(self.network) if self.blocks else None
-        self.watched = LayerSensitivity(self.network, tuple(entry.layer for entry in self.layers))
+        self.watched = LayerSensitivity(
+            self.network, tuple(entry.layer for entry in self.layers), self.samples
+        )
         outline = self.network.outline
         names = outline.wanted() if self.blocks else (outline.output_tensor,)
         self._names = tuple(dict.fromkeys((*names, *tensors_of([entry.layer for entry in self.layers]))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,9 @@ from simtool.networks import Network
 from simtool.networks.layers import Layer, Use
 from simtool.networks.sensitivity import is_acyclic, squared_gradients
 
-SAMPLES = 512  # averaged over, the first of the file, which are a random choice
+_log = logging.getLogger("simtool")
+SAMPLES = 512  # averaged over, evenly spaced in the file: its order may be that of classes
+_CHUNK = 32  # differentiated at a time, whatever a batch holds: the result does not depend on its size
 # Where weights are moved: samples, random directions, and the step relative to the size of a weight.
 _MOVED_SAMPLES, _DRAWS, _STEP = 64, 2, 0.02
 _MOVED_WORK = 10**11  # multiplications for the rows of a layer
@@ -19,37 +22,76 @@ _MOVED_WORK = 10**11  # multiplications for the rows of a layer
 
 @dataclass
 class LayerSensitivity:
-    """Adds up squared gradients over batches; a layer whose gradients cannot be had keeps zeros.
+    """Adds up squared gradients over the samples of a file; :meth:`mean` ends it.
 
     A network that differentiates its own program (PyTorch) gives those of every layer. Of others, where the network is an affine graph,
-    the layers are known whose results are the network's output or go into an activation as they are. What is left is measured: a
-    little noise is added to the results of each row, or to the layer's weights, and the outputs' change is set against it.
+    the layers are known whose results are the network's output or go into an activation as they are. What is left, or has a gradient
+    that is not finite, is measured: a little noise is added to the results of each row, or to the layer's weights, and the outputs'
+    change is set against it. What cannot be measured either stays 0 in all rows: unknown.
+
+    Attributes
+    ----------
+    total : samples of the file
     """
 
     network: Network
     layers: tuple[Layer, ...]
-    samples: int = 0
+    total: int
     _sums: list[np.ndarray] = field(init=False)
-    _moved: dict[str, np.ndarray | float] = field(default_factory=dict, init=False)
+    _chosen: np.ndarray = field(init=False)
+    _waiting: list[np.ndarray] = field(default_factory=list, init=False)
+    _kept: list[np.ndarray] = field(default_factory=list, init=False)
+    _unknown: set[str] = field(default_factory=set, init=False)
+    _chunks: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._sums = [np.zeros(layer.spec.rows) for layer in self.layers]
+        self._chosen = _spread(self.total, SAMPLES)
 
     def add(self, batch: np.ndarray, first: int) -> None:
         """Count the samples ``batch`` (k, ...), the first of which is column ``first``."""
-        few = batch[: max(0, SAMPLES - first)]
-        if not len(few) or not self.layers:
+        if not self.layers:
             return
-        found = self._gradients(few)
+        kept = set(self._chosen[_spread(self._chosen.size, _MOVED_SAMPLES)].tolist())
+        here = self._chosen[(self._chosen >= first) & (self._chosen < first + len(batch))]
+        for number in here.tolist():
+            self._waiting.append(np.array(batch[number - first]))
+            if number in kept:
+                self._kept.append(self._waiting[-1])
+            if len(self._waiting) == _CHUNK:
+                self._count()
+
+    def _count(self) -> None:
+        if not self._waiting:
+            return
+        found = self._gradients(np.stack(self._waiting), self._chunks)
+        self._waiting.clear()
+        self._chunks += 1
         for sums, layer in zip(self._sums, self.layers, strict=True):
-            if any(use.result not in found for use in layer.uses):
-                if not self.samples:
-                    self._moved[layer.spec.name] = self._measured(layer, few[:_MOVED_SAMPLES])
-                sums += len(few) * self._moved[layer.spec.name]
+            known = [found.get(use.result) for use in layer.uses]
+            if any(value is None or not np.isfinite(value).all() for value in known):
+                self._unknown.add(layer.spec.name)
                 continue
             for use in layer.uses:
                 sums += _by_row(layer, use, found[use.result])
-        self.samples += len(few)
+
+    def mean(self) -> list[np.ndarray]:
+        """(rows,) for each layer."""
+        self._count()
+        result = []
+        for sums, layer in zip(self._sums, self.layers, strict=True):
+            mean = sums / max(1, self._chosen.size)
+            if layer.spec.name in self._unknown:
+                with np.errstate(all="ignore"):
+                    mean = np.zeros(layer.spec.rows) + self._measured(layer, np.stack(self._kept))
+            if not np.isfinite(mean).all():
+                _log.warning(
+                    "how much the layer %s moves the outputs cannot be told: a budget counts its rows by the variance of their results",
+                    layer.spec.name,
+                )
+                mean = np.zeros(layer.spec.rows)
+            result.append(mean)
+        return result
 
     def _measured(self, layer: Layer, batch: np.ndarray) -> np.ndarray | float:
         """The same for the rows of ``layer``, by moving its results one row at a time, or, where that is too much work, its weights."""
@@ -81,7 +123,7 @@ class LayerSensitivity:
         results = [use.result for use in layer.uses]
         before = self.network.tensors(batch, (output, *results))
         rng, moved_y, moved_t = np.random.default_rng(0), 0.0, 0.0
-        matrix = layer.matrix
+        matrix = layer.table
         for _ in range(_DRAWS):
             step = _STEP * float(np.sqrt(np.mean(np.square(matrix[matrix != 0])))) if matrix.any() else _STEP
             changed = np.where(matrix != 0, matrix + step * rng.standard_normal(matrix.shape), 0.0)
@@ -93,15 +135,11 @@ class LayerSensitivity:
         positions = sum(before[t].size for t in results) / (len(batch) * layer.spec.rows)
         return positions * moved_y / moved_t if moved_t else 0.0
 
-    def mean(self) -> list[np.ndarray]:
-        """(rows,) for each layer."""
-        return [np.where(np.isfinite(sums), sums, 0.0) / max(1, self.samples) for sums in self._sums]
-
-    def _gradients(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+    def _gradients(self, batch: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         names = [use.result for layer in self.layers for use in layer.uses]
         own: Any = getattr(self.network, "sensitivities", None)
         if own is not None:
-            found: dict[str, np.ndarray] = own(batch, names)
+            found: dict[str, np.ndarray] = own(batch, names, seed)
             return found
         outline = self.network.outline
         if outline.whole is None or not is_acyclic(outline.whole):
@@ -114,6 +152,11 @@ class LayerSensitivity:
         if outline.output_tensor in names:
             found[outline.output_tensor] = np.full((1, outline.output_size), float(len(batch)))
         return found
+
+
+def _spread(total: int, most: int) -> np.ndarray:
+    """At most ``most`` of ``total`` numbers, evenly spaced."""
+    return np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(np.int64))
 
 
 def _by_row(layer: Layer, use: Use, gradients: np.ndarray) -> np.ndarray:

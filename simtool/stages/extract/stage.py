@@ -95,7 +95,7 @@ def extract(
     form = chosen.teacher(layout.inputs, layout.outputs)
     g = scaling(mode, form, chosen.blocks)
     teacher = form.scaled(g) if mode.mode != "none" else form
-    run = Recording(loaded, chosen, g, teacher, probe_columns(len(indices), loaded), layers)
+    run = Recording(loaded, chosen, g, teacher, probe_columns(len(indices), loaded), layers, len(indices))
     with create_states(target, layout, overwrite) as writer:
         progress.start(len(indices), "samples", "extract")
         for batch in source.batches(indices, layout.batch):
@@ -114,7 +114,7 @@ def extract(
             scaling=g,
             sensitivity=run.sensitivity(),
             teacher={"A": teacher.A, "B": teacher.B, "C": teacher.C, "D": teacher.D},
-            layer_teachers=[entry.layer.matrix for entry in layers],
+            layer_teachers=[entry.layer.table for entry in layers],
             layer_sensitivities=run.watched.mean(),
             store_program=_program_of(loaded, layers),
         )
@@ -230,7 +230,7 @@ def _header(
     network: Network, source: DataSource, layout: StatesLayout, run: Recording, mode: Rescale, seed: int
 ) -> StatesHeader:
     outline, chosen = network.outline, run.choice
-    matrices = [entry.layer.matrix for entry in run.layers]
+    matrices = [entry.layer.table for entry in run.layers]
     return StatesHeader(
         samples=layout.samples,
         inputs=layout.inputs,

@@ -2,7 +2,7 @@
 
     minimise  ||z - W'w||^2 + sum_j r_j (w_j - t_j)^2    =    ||[z; sqrt(r) t] - [W, diag(sqrt(r))]' w||^2
 
-with t the teacher's row: one more sample for each feature. So solvers, paths and certificates see plain rows. r is ``--anchor`` times
+with t the teacher's row: one more sample for each coefficient. So solvers, paths and certificates see plain rows. r is ``--anchor`` times
 the mean of ||W_j||^2 over the features: the same for all, so that what the samples never show keeps its own coefficient's price.
 """
 
@@ -29,16 +29,18 @@ class Anchored:
 
 
 def anchored(layer: LayerStates, anchor: float) -> tuple[Any, Any]:
-    """Design (features, columns + features) and targets (rows, columns + features) of ``layer``; as they are where ``anchor`` is 0."""
+    """Design (features, columns + width) and targets (rows, columns + width) of ``layer``; as they are where ``anchor`` is 0."""
     if not anchor:
         return layer.design, layer.targets
     spec, total = layer.spec, 0.0
     for start in range(0, spec.columns, _TILE):
         total += float(np.square(np.asarray(layer.design[:, start : start + _TILE], dtype=np.float64)).sum())
-    root = np.sqrt(anchor * total / spec.features)
-    teacher = np.asarray(layer.teacher[()], dtype=np.float64)
-    own = np.eye(spec.features, dtype=np.float32) * np.float32(root)
+    root = np.float32(np.sqrt(anchor * total / spec.features))
+    # One sample for each coefficient of a row: the groups of a layer do not see one another's, so they share them.
+    own = np.zeros((spec.features, spec.width), dtype=np.float32)
+    for group in range(spec.groups):
+        features = spec.group_features(group)
+        own[features, np.arange(spec.width)] = root
     # The target is what the teacher's row gives on the sample as it is stored, rounding included.
-    return Anchored(layer.design, own), Anchored(
-        layer.targets, (teacher * np.float64(np.float32(root))).astype(np.float32)
-    )
+    targets = np.asarray(layer.teacher[()], dtype=np.float64) * np.float64(root)
+    return Anchored(layer.design, own), Anchored(layer.targets, targets.astype(np.float32))

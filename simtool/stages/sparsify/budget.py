@@ -42,10 +42,11 @@ def spec_of(options: SparsifyOptions, header: StatesHeader, tied: bool) -> dict[
     carried = header.carried_nnz if tied else 0
     if total < carried:
         raise OptionError(
-            f"{total} non-zeros are asked for, but {carried} belong to parts of the network that have no rows (batch norms, embeddings) and "
-            f"stay as they are. Ask for more than {carried} of {header.baseline_nnz}."
+            f"{total} non-zeros are asked for, but {carried} belong to parts of the network that have no rows (batch norms, embeddings, layers "
+            "that could not be taken: simtool inspect NETWORK names them) and stay as they are. Ask for more than "
+            f"{carried} of {header.baseline_nnz}."
         )
-    return {"nnz": total - carried}
+    return {"nnz": total - carried, "total": total}
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------------

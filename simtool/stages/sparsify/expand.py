@@ -18,7 +18,7 @@ def implicit_of(layers: SparseLayers, stored: StoredProgram | None) -> ImplicitM
     if stored is None:
         return None
     try:
-        graph = stored.graph(layers.layers, [matrix.toarray() for matrix in layers.matrices])
+        graph = stored.graph(layers.layers, layers.matrices)
     except UnsupportedOperator as error:  # weights that are all zero may leave an output without its input
         _log.warning("the model file holds the layers alone, no implicit form: %s", error)
         return None

@@ -61,6 +61,7 @@ def finish(folder: RunFolder, plan: Plan, source: States, times: Times, seconds:
             merge(folder, plan, source, folder.read_spec()).save(folder.model, overwrite=True)
         eliminated = elimination.finish(folder, plan)
         result = _result(folder, times, seconds) | eliminated
+    _compare_with_budget(folder, plan, result["nnz"])
     shards = [
         {"shard": track.index, "seconds": track.seconds, "host": track.owner["host"]}
         for track in tracks.read(folder, ROWS)
@@ -69,6 +70,18 @@ def finish(folder: RunFolder, plan: Plan, source: States, times: Times, seconds:
     write_bytes(folder.timing, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     folder.remove_work()
     return result
+
+
+def _compare_with_budget(folder: RunFolder, plan: Plan, nnz: int) -> None:
+    """Say why a model has fewer non-zeros than were asked for."""
+    asked = folder.read_spec().get("budget", {}).get("total")
+    if asked is not None and nnz < asked:
+        reason = (
+            "kappa makes some of them zero"
+            if plan.options.kappa is not None
+            else "no row can use more of them"
+        )
+        _log.warning("%d non-zeros were asked for, the model has %d: %s", asked, nnz, reason)
 
 
 def finished(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:

@@ -121,6 +121,8 @@ class RunFolder:
             old = stored.get(key)
             if old == section:
                 continue
+            if key == "layers":
+                raise SpecChanged(_changed(self.path, "states", "other ones", "these"))
             if isinstance(section, dict) and isinstance(old, dict):
                 field = next(k for k in {**old, **section} if old.get(k) != section.get(k))
                 raise SpecChanged(_changed(self.path, f"{key}.{field}", old.get(field), section.get(field)))

@@ -54,6 +54,7 @@ def _origin(plan: Plan, folder: RunFolder, states: States, spec: dict[str, Any])
             "options": spec["options"],
             "samples": plan.m,
             "input_range": list(header.input_range),
+            "network_format": str(header.network.get("format", "")),
             **({"mixed_environments": mixed} if mixed else {}),
         },
     }

@@ -243,7 +243,7 @@ def _constraints(source: States, options: SparsifyOptions) -> tuple[constraints.
     """The mask and sample weights that ``options`` name by their files, and options that name them by content."""
     header = source.header
     if is_tied(header, options):
-        _require_plain(options)
+        _require_plain(options, header)
         return constraints.NONE, options
     if options.anchor is not None:
         raise OptionError(
@@ -271,7 +271,7 @@ def is_tied(header: StatesHeader, options: SparsifyOptions) -> bool:
     return bool(header.layers) and options.structure == "layered" and not options.untied
 
 
-def _require_plain(options: SparsifyOptions) -> None:
+def _require_plain(options: SparsifyOptions, header: StatesHeader) -> None:
     """Refuse what is asked of states, not of layers."""
     asked = {
         "--mask": options.mask,
@@ -282,7 +282,7 @@ def _require_plain(options: SparsifyOptions) -> None:
         if value is not None:
             raise OptionError(
                 f"{option} {value} counts by states and samples; the rows of this network are those of layers whose weights are shared over "
-                "positions. Leave it out, or add --untied for rows of single states."
+                f"positions. Leave it out{', or add --untied for rows of single states' if header.whole else ''}."
             )
 
 

@@ -109,7 +109,7 @@ def layer_groups(
 ) -> tuple[tuple[RowGroup, ...], tuple[Bank, ...]]:
     """The groups and banks of rows whose weights are shared over positions: one bank a layer, one group a group of channels.
 
-    ``anchored`` designs have one more sample for each feature.
+    ``anchored`` designs have one more sample for each coefficient of a row.
     """
     groups, banks = [], []
     row = feature = 0
