@@ -76,13 +76,20 @@ def write_onnx_of_module(
             )
     except Exception as error:  # torch's exporter raises many types
         raise InputError(
-            f"torch cannot write this network as ONNX: {describe(error)}. Export to .safetensors instead."
+            f"torch cannot write this network as ONNX; export to .safetensors or .pt instead ({_reason(error)})."
         ) from error
     assert written is not None
     model: Any = written.model_proto
     model.producer_name = "simtool"
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
+
+
+def _reason(error: BaseException) -> str:
+    """The first words of the innermost error: torch's exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return describe(error).splitlines()[0][:200]
 
 
 def onnx_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:

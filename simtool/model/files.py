@@ -190,7 +190,7 @@ def load_model(path: str | Path) -> ImplicitModel:
         if "blocks" not in header and "layers" in header:
             raise NoImplicitForm(
                 f"{source} holds sparse layers of a network that has no implicit form of its own (or too large a one). Pass the network: "
-                "--baseline NETWORK to evaluate, --network NETWORK to export."
+                "--baseline NETWORK to evaluate, --network NETWORK to predict and export."
             )
         try:
             matrices = {name: _read_matrix(file, name, source) for name in _MATRICES}

@@ -143,6 +143,11 @@ class States:
                     "expected. Extract the states again."
                 )
             found[name] = dataset
+        known, own = found[SENSITIVITY][()], found[TEACHER][()]
+        if not (np.isfinite(own).all() and np.isfinite(known).all() and (known >= 0).all()):
+            raise FormatError(
+                f"{self.path}: the rows or sensitivities of the layer {spec.name} are not finite, or negative. Extract the states again."
+            )
         return LayerStates(spec, found[DESIGN], found[TARGETS], found[TEACHER], found[SENSITIVITY])
 
     @property
