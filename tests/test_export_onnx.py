@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,10 +18,11 @@ import simtool.export.onnx_model as onnx_module
 from simtool import activations
 from simtool.blocks import Block
 from simtool.errors import InputError, OptionError
+from simtool.export.onnx_graph import IR_VERSION, OPSET, GraphWriter
 from simtool.export.onnx_loop import iteration
 from simtool.export.onnx_model import runner, to_onnx, verify_onnx
 from simtool.export.sizes import csr_bytes, sizes
-from simtool.export.verify import probes
+from simtool.export.verify import difference, probes, verify
 from simtool.model import FixedPoint, ImplicitModel
 from simtool.networks import NetworkSpec, load_network
 from simtool.stages.convert import implicit_form
@@ -141,6 +144,102 @@ def test_any_model(
     model = random_model(seed, blocks, order, has_bias)
     made = check(model, tmp_path_factory.mktemp("onnx"), dtype)
     assert ("Loop" in operators(made)) == (model.well_posedness().by != "acyclic")
+
+
+def slow_model(rate: float, seed: int, activation: str = "relu") -> ImplicitModel:
+    """Every row of A sums to ``rate``, without a negative entry: no iteration does better than the proof says."""
+    a = np.abs(np.random.default_rng(seed).normal(size=(6, 6)))
+    return replace(
+        free_model(n=6, p=4, q=2, activation=activation, seed=seed),
+        A=rate * a / a.sum(axis=1, keepdims=True),
+    )
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu:0.1"])
+@pytest.mark.parametrize("rate", [0.99, 0.999])
+def test_a_float32_file_is_right_however_slow_its_loop_is(
+    tmp_path: Path, rate: float, activation: str
+) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        model = slow_model(rate, seed, activation)
+        made = check(model, tmp_path)
+        others = np.concatenate([rng.uniform(-1, 1, (500, 3)), rng.uniform(-30, 30, (100, 3))])
+        others = others.astype(np.float32)
+        assert difference(model.predict(others), runner(tmp_path / "net.onnx")(others)) <= 1e-5
+        ends = (*made.graph.input, *made.graph.output)
+        assert {end.type.tensor_type.elem_type for end in ends} == {onnx.TensorProto.FLOAT}
+
+
+def test_only_the_loops_of_a_float32_file_are_float64() -> None:
+    for seed in range(8):
+        model = random_model(seed, 3, "loops")
+        made = to_onnx(model)
+        names = {node.name.removesuffix(".loop") for node in made.graph.node if node.op_type == "Loop"}
+        wide = {f"{name}.{part}" for name in names for part in ("A", "weight", "bias")}
+        for array in made.graph.initializer:
+            if array.name.endswith((".A", ".weight", ".bias")):
+                double = array.data_type == onnx.TensorProto.DOUBLE
+                assert double == (array.name in wide), array.name
+        assert names
+
+
+def test_a_loop_that_ends_before_its_fixed_point_has_its_own_message(tmp_path: Path) -> None:
+    path, model = tmp_path / "net.onnx", slow_model(0.99999, 0)
+    for dtype in DTYPES:
+        onnx.save(to_onnx(model, dtype=dtype), path)
+        with pytest.raises(
+            InputError, match="does not reach the fixed point within 10000 iterations"
+        ) as raised:
+            verify_onnx(path, model, probes(model))
+        assert "proven to converge" in str(raised.value)
+        assert "--dtype" not in str(raised.value)
+    (enough,) = re.findall(r"max_iterations=(\d+)", str(raised.value))
+    onnx.save(to_onnx(model, options=FixedPoint(tolerance=1e-7, max_iterations=int(enough))), path)
+    assert verify_onnx(path, model, probes(model)[:1]) <= 1e-5
+
+    model = free_model(n=6, norm=1.3, activation="tanh", seed=3)
+    assert not model.well_posedness().well_posed
+    onnx.save(to_onnx(model, options=FixedPoint(method="picard", max_iterations=3)), path)
+    with pytest.raises(InputError, match=r"within 3 iterations on .* no theorem"):
+        verify_onnx(path, model, probes(model))
+
+
+def test_the_error_function_in_a_loop_is_exact() -> None:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    writer = GraphWriter(np.dtype(np.float32))
+    z = writer.name("z")
+    y = writer.in_double().activate(activations.parse("gelu"), z)
+    ends = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["m"]) for name in (z, y)]
+    opset = [helper.make_opsetid("", OPSET)]
+    made = helper.make_model(
+        writer.graph("gelu", ends[:1], ends[1:]), opset_imports=opset, ir_version=IR_VERSION
+    )
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    points = np.concatenate([np.linspace(-12, 12, 100_001), [0.0, -1e300, 1e300]])
+    (found,) = session.run(None, {z: points})
+    expected = activations.parse("gelu")(points)
+    np.testing.assert_allclose(found, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_nothing_is_as_it_should_be_where_a_value_is_not_finite(tmp_path: Path) -> None:
+    good = np.ones((2, 3))
+    assert difference(good, good) == 0.0
+    for value in (np.nan, np.inf, -np.inf):
+        bad = good.copy()
+        bad[1, 2] = value
+        assert difference(bad, good) == difference(good, bad) == difference(bad, bad) == np.inf
+
+    class Broken(ImplicitModel):
+        def predict(self, *args: Any, **options: Any) -> np.ndarray:
+            return np.asarray(super().predict(*args, **options) * np.inf)
+
+    model = layered_model()
+    broken = Broken(**{name: getattr(model, name) for name in ("A", "B", "C", "D", "blocks", "has_bias")})
+    with pytest.raises(InputError, match="own outputs are not finite on 64 of the 64"):
+        verify("net.onnx", broken, probes(broken), broken.predict)
 
 
 @pytest.mark.parametrize("norm", [0.3, 0.9, 0.99])

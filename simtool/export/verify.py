@@ -39,8 +39,8 @@ def probes(model: ImplicitModel, seed: int = 0) -> np.ndarray:
 
 def difference(expected: np.ndarray, found: np.ndarray) -> float:
     """max |y - y'| / max(1, |y|) with |y| the largest output of the sample: rounding grows with the terms of a sum, not with
-    what they happen to cancel to. Infinite where shapes (k, q) differ or a value is not finite."""
-    if expected.shape != found.shape or not np.isfinite(found).all():
+    what they happen to cancel to. Infinite where shapes (k, q) differ or a value, of either, is not finite."""
+    if expected.shape != found.shape or not (np.isfinite(expected).all() and np.isfinite(found).all()):
         return float("inf")
     scale = np.abs(expected).max(axis=1, keepdims=True, initial=1.0)
     return float((np.abs(expected - found) / scale).max(initial=0.0))
@@ -52,13 +52,19 @@ def verify(
     """The largest difference between ``run``, which executes the file ``name``, and ``model.predict`` on ``inputs``.
 
     The samples are run together, and the first one alone: an export may not depend on the size of a batch. Raises
-    InputError where they differ by more than TOLERANCE.
+    InputError where they differ by more than TOLERANCE, or where the model's own outputs are not finite.
     """
     expected = model.predict(inputs)
+    if not np.isfinite(expected).all():
+        bad = int((~np.isfinite(expected)).any(axis=1).sum())
+        raise InputError(
+            f"the model's own outputs are not finite on {bad} of the {len(inputs)} samples that {name} is checked on, so nothing "
+            "tells whether the file is right; it is not kept. Check the scale of the model's weights and its input range."
+        )
     worst = difference(expected, np.asarray(run(inputs), dtype=np.float64))
     if len(inputs) > 1:
         worst = max(worst, difference(expected[:1], np.asarray(run(inputs[:1]), dtype=np.float64)))
-    if worst > TOLERANCE:
+    if not worst <= TOLERANCE:
         raise InputError(
             f"{name} does not compute what the model computes: outputs differ by {worst:.3g} relative to max(1, |y|), "
             f"allowed are {TOLERANCE:g}. The file is not kept. Rounding to float32 can be the cause: export with --dtype "
