@@ -79,6 +79,7 @@ def extract(
             f"--positions {positions} is about layers whose weights are shared over positions, {loaded.description['network']} has none. "
             "Leave it out."
         )
+    _warn_left(loaded, has_layers)
     chosen = choose(loaded, None if blocks is None else tuple(blocks), len(indices), has_layers)
     if mode.mode != "none" and not chosen.whole:
         raise OptionError(
@@ -209,6 +210,17 @@ def _check_space(target: Path, layout: StatesLayout) -> None:
             f"the states need {needed / 2**20:.0f} MiB, {target.parent} has {free / 2**20:.0f} MiB left. Use fewer --samples "
             "or --positions, or another disk."
         )
+
+
+def _warn_left(network: Network, has_layers: bool) -> None:
+    """Say which operators with weights are no layers, and what becomes of them."""
+    fate = (
+        "it stays as it is, and its parameters are counted"
+        if has_layers
+        else "it has a row for each state instead"
+    )
+    for op, why in network.outline.found.left:
+        log.warning("%s has no rows of shared weights: %s; %s.", op.title, why, fate)
 
 
 def _warn_interpolation(blocks: Sequence[Block], inputs: int, samples: int) -> None:
