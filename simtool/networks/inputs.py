@@ -67,6 +67,14 @@ def in_pieces(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def probe_batch(shape: Shape, dtype: np.dtype, rows: int | None, fixed: int | None) -> np.ndarray:
+    """A batch of random samples, of ``fixed`` ones where a network takes no other number."""
+    count = fixed or PROBE_SAMPLES
+    pair = probe_batches(shape, dtype, rows, max(2, count))
+    assert pair is not None
+    return pair[0][:count]
+
+
 def probe_batches(
     shape: Shape, dtype: np.dtype, rows: int | None, count: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -16,6 +16,8 @@ from simtool.networks.operators import Shape, Window
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic.layers import windows_of
 
+# For each entry of a constant, which entry of the network's own tensor it is; None for one that is computed.
+Picks = Callable[[str], np.ndarray | None]
 # Why the weight of an embedding is none of a layer.
 LOOKS_UP = "it looks rows of its table up by whole numbers"
 
@@ -25,10 +27,12 @@ class _Finder:
     program: Program
     layouts: Mapping[str, Layout | None]
     tensors: Mapping[str, np.ndarray]
+    picks: Picks
 
     def __post_init__(self) -> None:
         self.readers: dict[str, list[Op]] = {}
         self.producers = {op.output: op for op in self.program.ops}
+        self.places: dict[tuple[str, bool], tuple[bool, int]] = {}
         for op in self.program.ops:
             for name in op.inputs:
                 self.readers.setdefault(name, []).append(op)
@@ -110,7 +114,7 @@ class _Finder:
             if layout.axis:
                 raise ValueError(f"its samples lie on axis {layout.axis}")
             kind = "transposed-convolution" if op.attributes["transposed"] else "convolution"
-            if stored.shape != constant.shape or not np.array_equal(stored, constant):
+            if stored.shape != constant.shape or not self._is_part(weight, 0):
                 raise ValueError("its kernel is computed from the network's weights")
             groups = int(op.attributes["groups"])
             image, places = (out_shape, in_shape) if op.attributes["transposed"] else (in_shape, out_shape)
@@ -122,7 +126,7 @@ class _Finder:
             table = constant if op.kind == "linear" else constant.T
             if table.ndim != 2 or table.shape[1] != in_shape[-1] or table.shape[0] != out_shape[-1]:
                 raise ValueError(f"a weight of shape {constant.shape} takes {in_shape} to {out_shape}")
-            rows_first, start = _place(stored, table)
+            rows_first, start = self._place(weight, op.kind == "linear", stored.shape)
             rows, fan_in = table.shape
             if bias is None:
                 result, bias = self._added(op, start, rows)
@@ -131,8 +135,7 @@ class _Finder:
         if bias is not None:
             bias_root = self._root(bias)
             bias_shape = tuple(int(size) for size in self.tensors[bias_root].shape)
-            flat, own = self.tensors[bias_root].reshape(-1), self.program.constants[bias].reshape(-1)
-            if own.size != rows or not np.array_equal(flat[start : start + rows], own):
+            if self.program.constants[bias].size != rows or not self._is_part(bias, start):
                 raise ValueError("its bias is computed from the network's weights")
         name = root.removesuffix(".weight") + (
             f"[{start}:{start + rows}]" if rows != self._rows(stored, rows_first, kind, groups) else ""
@@ -156,6 +159,24 @@ class _Finder:
             columns=1,
         )
         return spec, Use(op, source, result, in_shape, out_shape, windows, layout.factor)
+
+    def _is_part(self, name: str, start: int) -> bool:
+        """Whether the constant ``name`` is its tensor's entries from ``start`` on, one after the other."""
+        found = self.picks(name)
+        return found is not None and np.array_equal(found.reshape(-1), start + np.arange(found.size))
+
+    def _place(self, weight: str, rows_are_first: bool, stored: Shape) -> tuple[bool, int]:
+        """How the rows that an operator reads lie in the network's tensor: (rows first, first row). Raises ValueError.
+
+        A tensor of more axes (the directions of a recurrent layer) is a matrix of all its rows. What the operator reads is followed
+        by indices: values may agree by chance, as those of a symmetric matrix and of its transpose do.
+        """
+        if (weight, rows_are_first) not in self.places:
+            found = self.picks(weight)
+            if found is None:
+                raise ValueError("its weight is computed from the network's weights")
+            self.places[weight, rows_are_first] = _place(found if rows_are_first else found.T, stored)
+        return self.places[weight, rows_are_first]
 
     @staticmethod
     def _rows(stored: np.ndarray, rows_first: bool, kind: str, groups: int) -> int:
@@ -186,10 +207,11 @@ class _Finder:
             plain = float(add.attributes.get("alpha", 1.0)) == 1.0
             if value is None or value.shape[-1:] != (rows,) or value.size != rows or not plain:
                 return op.output, None
-            root = self.tensors.get(next(iter(roots), ""), np.empty(0)) if len(roots) == 1 else np.empty(0)
-            same = np.array_equal(root.reshape(-1)[start : start + rows], value.reshape(-1))
+            own = len(roots) == 1 and next(iter(roots)) in self.tensors
             if (
-                same
+                own
+                and other is not None
+                and self._is_part(other, start)
                 and self._only_bias(other, op)
                 and self.layouts.get(add.output) == self.layouts.get(op.output)
             ):
@@ -262,32 +284,25 @@ class _Finder:
         return None
 
 
-def _place(stored: np.ndarray, table: np.ndarray) -> tuple[bool, int]:
-    """How ``table`` (rows, features) lies in the network's tensor: (rows first, first row). Raises ValueError.
-
-    A tensor of more axes (the directions of a recurrent layer) is a matrix of all its rows.
-    """
-    whole = stored.reshape(-1, stored.shape[-1]) if stored.ndim > 2 and stored.size else stored
-    for rows_first, part in ((True, whole), (False, whole.T)):
-        if not rows_first and stored.ndim != 2:
-            continue
-        if part.ndim != 2 or part.shape[1] != table.shape[1] or part.shape[0] < table.shape[0]:
-            continue
-        if part.shape == table.shape:
-            starts = np.zeros(1, dtype=np.int64)
-        else:
-            starts = np.flatnonzero((part == table[0]).all(axis=1))
-        starts = starts[starts + table.shape[0] <= part.shape[0]]
-        fitting = [int(s) for s in starts if np.array_equal(part[s : s + table.shape[0]], table)]
-        if len(fitting) == 1:
-            return rows_first, fitting[0]
-        if fitting:
-            raise ValueError(f"its rows are found in its weight {len(fitting)} times")
-    raise ValueError("its weight is computed from the network's weights")
+def _place(index: np.ndarray, stored: Shape) -> tuple[bool, int]:
+    """(rows first, first row) of a table (rows, features) whose entries are those ``index`` of a tensor of shape ``stored``."""
+    rows, features = index.shape
+    first = int(index[0, 0])
+    whole = len(stored) > 1 and stored[-1] == features and first % features == 0
+    if whole and np.array_equal(index.reshape(-1), first + np.arange(index.size)):
+        return True, first // features
+    if len(stored) == 2 and stored[0] == features and first + rows <= stored[1]:
+        turned = first + np.arange(rows)[:, None] + stored[1] * np.arange(features)
+        if np.array_equal(index, turned):
+            return False, first
+    raise ValueError("its weight holds the network's weights in another order than its tensor")
 
 
 def find_layers(
-    program: Program, layouts: Mapping[str, Layout | None], tensors: Mapping[str, np.ndarray]
+    program: Program, layouts: Mapping[str, Layout | None], tensors: Mapping[str, np.ndarray], picks: Picks
 ) -> Found:
-    """The layers of ``program``; ``layouts`` say where the samples lie in each tensor, ``tensors`` are the network's own weights."""
-    return _Finder(program, layouts, tensors).find()
+    """The layers of ``program``; ``layouts`` say where the samples lie in each tensor, ``tensors`` are the network's own weights.
+
+    ``picks`` gives for each entry of a constant which entry of the network's own tensor it is, None for a constant that is computed.
+    """
+    return _Finder(program, layouts, tensors, picks).find()

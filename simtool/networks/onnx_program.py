@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from simtool.errors import InputError
 from simtool.importing import describe
-from simtool.networks import onnx_layers, onnx_ops, onnx_session, onnx_shapes
+from simtool.networks import onnx_layers, onnx_ops, onnx_picks, onnx_session, onnx_shapes
 from simtool.networks.program import Op, Program
 
 _WITH_WEIGHTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "RNN", "GRU", "LSTM")
@@ -44,6 +44,8 @@ class Translator:
         self.own: dict[str, np.ndarray] = {}  # the network's own tensors of floats
         self._roots: dict[str, frozenset[str]] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
+        self._turned: dict[str, str] = {}
+        self._moved: dict[str, np.ndarray] | None = None
 
     def program(self) -> Program:
         """The program; constant sub-expressions are computed by ONNX Runtime."""
@@ -68,6 +70,17 @@ class Translator:
                 ops += [self._extra_output(node, name) for name in node.output[1:] if name]
         output = self._model.graph.output[0].name
         return Program(ops, self._constants, self._source, output, self._roots, self._sizes)
+
+    def picks(self, name: str) -> np.ndarray | None:
+        """For each entry of the constant ``name`` which entry of the network's own tensor it is; None for one that is computed."""
+        if name in self._turned:
+            before = self.picks(self._turned[name])
+            return None if before is None else before.T
+        if name in self.own:
+            return np.arange(self.own[name].size).reshape(self.own[name].shape)
+        if self._moved is None:
+            self._moved = onnx_picks.moved(self._model, self._network, self._constants, self.own, self._roots)
+        return self._moved.get(name)
 
     def _root(self, name: str, value: np.ndarray) -> None:
         self._constants[name] = value
@@ -136,6 +149,7 @@ class Translator:
             turned = f"{operands[1]}.T"
             self._constants[turned] = self._constants[operands[1]].T
             self._roots[turned] = self._roots.get(operands[1], frozenset())
+            self._turned[turned] = operands[1]
             operands[1] = turned
         operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         return Op(kind, operator, node.name or node.output[0], tuple(operands), node.output[0], found)

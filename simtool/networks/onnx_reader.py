@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,20 @@ from simtool.errors import FormatError, InputError, UnsupportedOperator
 from simtool.importing import describe
 from simtool.networks import onnx_biases, onnx_recurrent, patterns
 from simtool.networks.graph import Graph
-from simtool.networks.inputs import PROBE_SAMPLES, in_pieces, probe_batches, table_rows, whole_numbers
+from simtool.networks.inputs import (
+    PROBE_SAMPLES,
+    in_pieces,
+    probe_batch,
+    probe_batches,
+    table_rows,
+    whole_numbers,
+)
 from simtool.networks.layouts import Layout, fixed_layout, layout_of
 from simtool.networks.network import Recorded, shaped
 from simtool.networks.onnx_noise import noisy
 from simtool.networks.onnx_program import Translator
 from simtool.networks.onnx_session import FLOATS, WHOLE, opened, opset
+from simtool.networks.onnx_tensors import changed_model
 from simtool.networks.outline import Outline, outline
 from simtool.networks.program import Program
 
@@ -55,7 +64,8 @@ class OnnxNetwork:
         runner.rows = table_rows(program)
         patterns.rewrite(program)
         layouts = runner.layouts(program) if like is None else like.layouts
-        self.outline = outline(program, layouts, translator.own, runner.shape, network, runner, like)
+        own, picks = translator.own, translator.picks
+        self.outline = outline(program, layouts, own, picks, runner.shape, network, runner, like)
         self._own = translator.own
         self._runner = runner
         self.description: dict[str, Any] = {
@@ -117,22 +127,7 @@ class OnnxNetwork:
 
     def changed_model(self, changed: Mapping[str, np.ndarray]) -> onnx.ModelProto:
         """The file's content with the tensors ``changed`` in the place of its own; nothing else differs."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
-        left = set(changed)
-        for tensor in model.graph.initializer:
-            if tensor.name in changed:
-                left.discard(tensor.name)
-                tensor.CopyFrom(_replacement(tensor, changed[tensor.name]))
-        for node in model.graph.node:
-            if node.op_type == "Constant" and node.output[0] in changed:
-                left.discard(node.output[0])
-                for attribute in node.attribute:
-                    if attribute.name == "value":
-                        attribute.t.CopyFrom(_replacement(attribute.t, changed[node.output[0]]))
-        if left:
-            raise InputError(f"{self._runner.network} has no tensors named {', '.join(sorted(left))}.")
-        return model
+        return changed_model(self._model, changed, self._runner.network)
 
 
 class Runner:
@@ -163,6 +158,16 @@ class Runner:
     def batches(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Two batches of random samples that differ in sample 1, None for a network that takes one sample at a time."""
         return probe_batches(self.shape, self.dtype, self.rows, self.fixed_batch or PROBE_SAMPLES)
+
+    def batch(self) -> np.ndarray:
+        """A batch of random samples."""
+        return probe_batch(self.shape, self.dtype, self.rows, self.fixed_batch)
+
+    def changed(self, tensors: Mapping[str, np.ndarray]) -> Runner:
+        """It with ``tensors`` in the place of its own."""
+        other = copy(self)
+        other.model, other._sessions = changed_model(self.model, tensors, self.network), {}
+        return other
 
     def values(self, batch: np.ndarray) -> np.ndarray:
         """``batch`` in the type that the network takes."""
@@ -229,11 +234,6 @@ class Runner:
         del exposed.graph.output[:]
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         return opened(exposed, self.network, limited)
-
-
-def _replacement(old: onnx.TensorProto, value: np.ndarray) -> onnx.TensorProto:
-    kind = onnx.helper.tensor_dtype_to_np_dtype(old.data_type)
-    return numpy_helper.from_array(np.ascontiguousarray(value, dtype=kind), old.name)
 
 
 def _only_input(model: onnx.ModelProto, network: str) -> onnx.ValueInfoProto:

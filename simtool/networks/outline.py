@@ -11,7 +11,8 @@ import numpy as np
 
 from simtool.errors import UnsupportedOperator
 from simtool.networks.graph import Graph, OperatorUse
-from simtool.networks.layer_search import find_layers
+from simtool.networks.layer_check import confirmed
+from simtool.networks.layer_search import Picks, find_layers
 from simtool.networks.layers import Found, Layer
 from simtool.networks.layouts import Layout, settled
 from simtool.networks.network import Recorded, collect, wanted_tensors
@@ -25,6 +26,14 @@ class Probe(Protocol):
 
     def batches(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Two batches of random samples that differ in sample 1; None where only one sample can be run at a time."""
+        ...
+
+    def batch(self) -> np.ndarray:
+        """A batch of random samples."""
+        ...
+
+    def changed(self, tensors: Mapping[str, np.ndarray]) -> Probe:
+        """It with ``tensors`` in the place of the network's own."""
         ...
 
     def run(self, batch: np.ndarray, names: list[str]) -> Mapping[str, np.ndarray]:
@@ -102,6 +111,7 @@ def outline(
     program: Program,
     layouts: Mapping[str, Layout | None],
     tensors: Mapping[str, np.ndarray],
+    picks: Picks,
     input_shape: Shape,
     network: str,
     probe: Probe,
@@ -109,6 +119,7 @@ def outline(
 ) -> Outline:
     """Understand ``program``, whose own weights are ``tensors``; ``probe`` runs it where the samples must be told apart.
 
+    ``picks`` says which entries of them a constant holds (:func:`simtool.networks.layer_search.find_layers`).
     ``like`` is the outline of the same network with other weights, which says where its layers are.
 
     Raises UnsupportedOperator where there is neither a graph nor a layer, or the output is not one row a sample.
@@ -121,7 +132,7 @@ def outline(
                 like, program=program, found=found, baseline_nnz=nonzero, baseline_parameters=entries
             )
     else:
-        found = find_layers(program, layouts, tensors)
+        found = find_layers(program, layouts, tensors, picks)
     try:
         program.refuse_unknown(network)
         graph = Interpreter(program, layouts, input_shape).run()
@@ -129,10 +140,12 @@ def outline(
         if not found.layers:
             raise _nothing(error, found) from error
         layouts = _told_apart(program, layouts, found, error, network, probe)
-        found = find_layers(program, layouts, tensors)
+        found = confirmed(find_layers(program, layouts, tensors, picks), layouts, tensors, probe)
         if not found.layers:
             raise _nothing(error, found) from error
         return _without_graph(program, layouts, found, error, input_shape, network)
+    if like is None:
+        found = confirmed(found, layouts, tensors, probe)
     return outlined(graph, program, layouts, found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator as operator_module
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,18 @@ from simtool.networks.layouts import Layout, fixed_layout, layout_of
 from simtool.networks.program import Op, Program
 
 _BATCHES = (7, 11)  # sizes for which the symbolic shapes are looked at
+# Operators that put a tensor's values elsewhere and change none, whatever the values are.
+_MOVES = frozenset(
+    f"aten.{name}"
+    for name in (
+        "t", "numpy_T", "transpose", "swapaxes", "permute", "movedim", "flip", "slice", "select", "narrow", "index_select", "split", "chunk",
+        "split_with_sizes", "tensor_split", "unsafe_split", "unbind", "view", "_unsafe_view", "reshape", "flatten", "unflatten",
+        "squeeze", "unsqueeze", "expand", "clone", "contiguous", "alias", "detach", "lift_fresh_copy",
+    )
+)  # fmt: skip
+_SAME = frozenset({"aten.to", "aten._to_copy", "aten.type_as"})  # but for their type
+_DROPOUTS = frozenset({"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout"})
+_Pick = Callable[[], Any]
 
 
 class Translator:
@@ -34,6 +47,7 @@ class Translator:
         self._constants: dict[str, torch.Tensor] = {}
         self._several: dict[str, Any] = {}  # results of constant operators that give several
         self._roots: dict[str, frozenset[str]] = {}
+        self._picks: dict[str, _Pick] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
         self.layouts: dict[str, Layout | None] = {}
 
@@ -53,17 +67,26 @@ class Translator:
         constants = {name: array(value) for name, value in self._constants.items()}
         return Program(ops, constants, source, self._output(), self._roots, self._sizes)
 
+    def picks(self, name: str) -> np.ndarray | None:
+        """For each entry of the constant ``name`` which entry of the network's own tensor it is; None for one that is computed."""
+        pick = self._picks.get(name)
+        return None if pick is None else np.asarray(pick().numpy())
+
     def _inputs(self) -> str:
         user = torch.export.graph_signature.InputKind.USER_INPUT
         sources = []
         specs = self._exported.graph_signature.input_specs
         placeholders = [node for node in self._exported.graph.nodes if node.op == "placeholder"]
+        first: dict[tuple[Any, ...], str] = {}  # a tensor may go by several names (tied weights)
         for node, spec in zip(placeholders, specs, strict=True):
             if spec.kind == user:
                 sources.append(node.name)
                 self.layouts[node.name] = _layout(node.meta["val"], self._fixed)
             else:
-                self._root(node.name, str(spec.target), self._tensors[str(spec.target)])
+                value = self._tensors[str(spec.target)]
+                place = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+                target = first.setdefault(place, str(spec.target)) if value.numel() else str(spec.target)
+                self._root(node.name, target, value)
         if len(sources) != 1:
             raise UnsupportedOperator(f"{self._network} takes {len(sources)} inputs; exactly one is needed.")
         return sources[0]
@@ -72,6 +95,7 @@ class Translator:
         self._constants[name] = value.detach()
         if value.is_floating_point() and value.dim() > 0:
             self._roots[name] = frozenset({root})
+            self._picks[name] = lambda: torch.arange(value.numel()).reshape(value.shape)
             self._sizes[root] = (int(torch.count_nonzero(value)), value.numel())
 
     def _output(self) -> str:
@@ -109,7 +133,35 @@ class Translator:
         (self._constants if isinstance(value, torch.Tensor) else self._several)[node.name] = found
         roots = [self._roots.get(p.name, frozenset()) for p in parents]
         self._roots[node.name] = frozenset().union(*roots)
+        pick = self._moved(node, known)
+        if pick is not None:
+            self._picks[node.name] = pick
         return True
+
+    def _moved(self, node: fx.Node, known: dict[str, Any]) -> _Pick | None:
+        """What moves the indices of a weight as the folded ``node`` moves its values; None where it computes new ones."""
+        target = str(node.target)
+        operator = target.rpartition(".")[0] or target
+        parents = [parent for parent in node.all_input_nodes if self._roots.get(parent.name)]
+        if len(parents) != 1 or not node.args or node.args[0] is not parents[0]:
+            return None
+        before = self._picks.get(parents[0].name)
+        if before is None:
+            return None
+        if operator in _DROPOUTS:
+            return before if len(node.args) > 2 and node.args[2] is False else None
+        if operator in _SAME:
+            old, new = parents[0].meta["val"].dtype, node.meta["val"].dtype
+            return before if torch.promote_types(old, new) == new else None
+        if operator not in _MOVES and node.target is not operator_module.getitem:
+            return None
+
+        def pick() -> Any:
+            values = {**known, parents[0].name: before()}
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda parent: values[parent.name])  # type: ignore[misc]
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+        return pick
 
     def _translate(self, node: fx.Node) -> Op:
         whole = _whole(node)  # of which this picks one result, else this node itself
@@ -129,6 +181,9 @@ class Translator:
             turned = f"{names[1]}.T"
             self._constants[turned] = self._constants[names[1]].t()
             self._roots[turned] = self._roots.get(names[1], frozenset())
+            before = self._picks.get(names[1])
+            if before is not None:
+                self._picks[turned] = lambda: before().t()
             names[1] = turned
         if whole is not None and kind != "unsupported":
             return Op(kind, target, whole.name, tuple(names), node.name, attributes)

@@ -20,7 +20,14 @@ from simtool.errors import InputError
 from simtool.importing import describe
 from simtool.networks import by_example, patterns
 from simtool.networks.graph import Graph
-from simtool.networks.inputs import PROBE_SAMPLES, in_pieces, probe_batches, table_rows, whole_numbers
+from simtool.networks.inputs import (
+    PROBE_SAMPLES,
+    in_pieces,
+    probe_batch,
+    probe_batches,
+    table_rows,
+    whole_numbers,
+)
 from simtool.networks.network import Recorded, shaped
 from simtool.networks.operators import Dense, Diagonal, signature
 from simtool.networks.outline import Outline, outline
@@ -95,13 +102,7 @@ class TorchNetwork:
 
     def with_weights(self, changed: Mapping[str, np.ndarray]) -> TorchNetwork:
         """The same network with the tensors ``changed`` in the place of its own."""
-        constants = dict(self._runner.constants)
-        for name, value in changed.items():
-            if name not in constants:
-                raise InputError(f"{self.description['network']} has no tensor named {name}.")
-            constants[name] = torch.from_numpy(np.array(value)).to(constants[name].dtype)
-        runner = replace(self._runner, constants=constants)
-        return _understood(runner, self.input_shape, self.description, self.outline)
+        return _understood(self._runner.changed(changed), self.input_shape, self.description, self.outline)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +119,22 @@ class Runner:
 
     def batches(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Two batches of random samples that differ in sample 1."""
-        kind = np.dtype(np.float32 if self.dtype.is_floating_point else np.int64)
-        return probe_batches(self.shape, kind, self.rows, self.fixed_batch or PROBE_SAMPLES)
+        return probe_batches(self.shape, self._kind, self.rows, self.fixed_batch or PROBE_SAMPLES)
+
+    def batch(self) -> np.ndarray:
+        """A batch of random samples."""
+        return probe_batch(self.shape, self._kind, self.rows, self.fixed_batch)
+
+    @property
+    def _kind(self) -> np.dtype:
+        return np.dtype(np.float32 if self.dtype.is_floating_point else np.int64)
+
+    def changed(self, tensors: Mapping[str, np.ndarray]) -> Runner:
+        """It with ``tensors`` in the place of its own. Raises InputError for a name that it does not have."""
+        unknown = [name for name in tensors if name not in self.constants]
+        if unknown:
+            raise InputError(f"{self.network} has no tensor named {', '.join(sorted(unknown))}.")
+        return replace(self, constants=_changed(self.constants, tensors))
 
     def run(self, batch: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
         """The tensors ``names`` for ``batch`` (k, *shape), as the program holds them."""
@@ -167,6 +182,39 @@ class _Recorder(fx.Interpreter):
 
 def _constants(exported: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:
     return {**exported.constants, **exported.state_dict}
+
+
+def _changed(
+    constants: Mapping[str, torch.Tensor], tensors: Mapping[str, np.ndarray]
+) -> dict[str, torch.Tensor]:
+    """``constants`` with ``tensors`` in their place; those that lie in the same memory (tied weights) change together."""
+    found = dict(constants)
+    together: dict[int, list[str]] = {}
+    for name, value in constants.items():
+        own = id(value) if not value.numel() else value.untyped_storage().data_ptr()
+        together.setdefault(own, []).append(name)
+    for names in together.values():
+        given = [name for name in names if name in tensors]
+        if not given:
+            continue
+        if len(names) == 1:
+            found[names[0]] = _tensor(tensors[names[0]], constants[names[0]])
+            continue
+        memory = constants[names[0]].untyped_storage().clone()
+        for name in names:
+            old = constants[name]
+            empty = torch.empty(0, dtype=old.dtype)
+            found[name] = empty.set_(memory, old.storage_offset(), old.size(), old.stride())  # type: ignore[call-overload]
+        for name in given:
+            # What is given under another name as it was does not undo a change.
+            new, old = _tensor(tensors[name], constants[name]), constants[name].detach()
+            differs = new != old
+            found[name][differs] = new[differs]
+    return found
+
+
+def _tensor(value: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.array(value)).to(like.dtype)
 
 
 def _arguments(
@@ -282,5 +330,6 @@ def _understood(
         runner = replace(runner, rows=table_rows(program))
     patterns.rewrite(program)
     own = {name: array(value) for name, value in runner.constants.items() if value.is_floating_point()}
-    found = outline(program, translator.layouts, own, input_shape, runner.network, runner, like)
+    picks = translator.picks
+    found = outline(program, translator.layouts, own, picks, input_shape, runner.network, runner, like)
     return TorchNetwork(runner, found, description)

@@ -21,7 +21,7 @@ from simtool.networks.layouts import Layout
 from simtool.networks.operators import Shape, identity
 from simtool.networks.program import Op, Program
 from simtool.networks.symbolic import affine, layers, piecewise, pool, shape
-from simtool.networks.symbolic.value import Value
+from simtool.networks.symbolic.value import MOST_VALUES, Value
 
 Rule = Callable[["Interpreter", Op], Value]
 
@@ -35,7 +35,6 @@ _ROLES = {
     **dict.fromkeys(pool.FIXED, "fixed"),
     "pass": "passed",
 }
-_MOST_VALUES = 2**27  # in one sample of one tensor
 
 
 class Interpreter:
@@ -115,9 +114,9 @@ class Interpreter:
             raise self.refuse(op, f"{op.attributes['map']} is only taken as the last operator")
         layout = self._layouts.get(op.output)
         shape = None if layout is None else layout.whole
-        if shape is not None and prod(shape) > _MOST_VALUES:
+        if shape is not None and prod(shape) > MOST_VALUES:
             raise self.refuse(
-                op, f"its result has the shape {shape}, more than {_MOST_VALUES} values a sample"
+                op, f"its result has the shape {shape}, more than {MOST_VALUES} values a sample"
             )
         if op.kind == "expand" and self.has_value(op.inputs[0]) and shape == self.operand(op, 0).shape:
             self._note(op, "passed")

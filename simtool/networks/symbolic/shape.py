@@ -5,15 +5,16 @@ Axes are the network's own, the batch is axis 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simtool.networks.operators import Gather, Shape
 from simtool.networks.program import Op
-from simtool.networks.symbolic.value import Value
+from simtool.networks.symbolic.value import MOST_VALUES, Value
 
 if TYPE_CHECKING:
     from simtool.networks.symbolic.interpreter import Interpreter, Rule
@@ -45,10 +46,21 @@ def _one_sample(index: np.ndarray, size: int) -> tuple[np.ndarray, int]:
     raise ValueError("the batch axis is changed")
 
 
+def _bounded(sizes: Iterable[int]) -> None:
+    """Raise ValueError for a sample of more values than are taken, before any index of them is made.
+
+    A program read from a file may ask for any number, which its layouts need not tell.
+    """
+    found = [max(0, int(size)) for size in sizes]
+    if prod(found) > MOST_VALUES:
+        raise ValueError(f"a result of shape {tuple(found)}, more than {MOST_VALUES} values a sample")
+
+
 def expanded(value: Value, shape: Shape, tensor: str | None = None) -> Value:
     """``value`` repeated along its axes of size 1; without ``tensor`` it stays in its own, if nothing is to be done."""
     if shape == value.shape:
         return value if tensor is None else replace(value, tensor=tensor)
+    _bounded(shape)
     batch = value.batch + len(shape) - len(value.shape)
     full = (*shape[:batch], 2, *shape[batch:])
     return moved(value, lambda index: np.broadcast_to(index, full), tensor or "")
@@ -122,6 +134,7 @@ def _take(run: Interpreter, op: Op) -> Value:
     """Chosen indices along one axis: the second operand is a constant."""
     value, chosen = run.operand(op, 0), run.constant(op, 1).astype(np.int64)
     axis = inner_axis(run, op, int(op.attributes["axis"]), value)
+    _bounded([*value.full[:axis], *value.full[axis + 1 :], chosen.size])
     return moved(value, lambda index: np.take(index, chosen, axis), op.output)
 
 
@@ -136,6 +149,8 @@ def _pad(run: Interpreter, op: Op) -> Value:
     value, pads = run.operand(op, 0), op.attributes["pads"]
     if len(pads) != len(value.shape) + 1 or any(pads[value.batch]):
         raise run.refuse(op, f"pads {pads} around samples of shape {value.shape}")
+    pads = [(int(before), int(after)) for before, after in pads]
+    _bounded(size + before + after for size, (before, after) in zip(value.full, pads, strict=True))
 
     def move(index: np.ndarray) -> np.ndarray:
         kept = tuple(
@@ -155,6 +170,7 @@ def _tile(run: Interpreter, op: Op) -> Value:
     value, repeats = run.operand(op, 0), [int(count) for count in op.attributes["repeats"]]
     if len(repeats) != len(value.shape) + 1 or repeats[value.batch] != 1:
         raise run.refuse(op, f"repeats samples of shape {value.shape} {repeats} times")
+    _bounded(size * count for size, count in zip(value.full, repeats, strict=True))
     return moved(value, lambda index: np.tile(index, repeats), op.output)
 
 
@@ -164,6 +180,7 @@ def _nearest(run: Interpreter, op: Op) -> Value:
     run.needs_batch_first(op, value)
     if len(shape) != len(value.shape) or any(new % old for new, old in zip(shape, value.shape, strict=True)):
         raise run.refuse(op, f"resizes {value.shape} to {shape}; whole factors are needed")
+    _bounded(shape)
 
     def move(index: np.ndarray) -> np.ndarray:
         for axis, (new, old) in enumerate(zip(shape, value.shape, strict=True)):
@@ -183,6 +200,7 @@ def _concatenate(run: Interpreter, op: Op) -> Value:
             op, f"joins along axis {axis} of samples of shape {shape}, the batch is axis {batch}"
         )
     axis %= axes
+    _bounded(shape)
     inner = axis - int(axis > batch)
     if op.attributes.get("stack"):
         values = [moved(v, lambda index: np.expand_dims(index, axis), "") for v in values]

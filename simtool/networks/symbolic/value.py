@@ -10,6 +10,8 @@ import numpy as np
 from simtool.networks.graph import AffineForm
 from simtool.networks.operators import Diagonal, Gather, LinearOperator, Shape, compose, merged
 
+MOST_VALUES = 2**27  # in one sample of one tensor
+
 
 def _is_nothing(operator: LinearOperator) -> bool:
     """Whether an operator takes none of its source's values, as one step of a sequence takes nothing from the others."""
