@@ -9,6 +9,7 @@ from simtool.errors import UnsupportedOperator
 from simtool.model import ImplicitModel, SparseLayers
 from simtool.networks.formable import MOST_STORED
 from simtool.networks.stored import StoredProgram
+from simtool.stages.convert import implicit_form
 
 _log = logging.getLogger("simtool")
 
@@ -29,18 +30,8 @@ def implicit_of(layers: SparseLayers, stored: StoredProgram | None) -> ImplicitM
             MOST_STORED,
         )
         return None
-    matrices = graph.matrices()
-    model = ImplicitModel(
-        A=matrices.A,
-        B=matrices.B,
-        C=matrices.C,
-        D=matrices.D,
-        blocks=graph.blocks,
-        output_parents=graph.output_parents,
-        output_map=graph.output_map,
-        has_bias=True,
-        input_shape=graph.input_shape,
-        fingerprints=layers.fingerprints,
+    model = replace(
+        implicit_form(graph, layers.fingerprints),
         baseline_nnz=layers.baseline_nnz,
         baseline_bytes=layers.baseline_bytes,
         structure="layered",

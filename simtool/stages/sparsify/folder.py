@@ -3,7 +3,7 @@
 RUN/spec.json     everything that defines the answer: options, states, sizes, versions
 RUN/work/         inputs as plain arrays and Gram tiles; removed when the run is finished
 RUN/constraints.shard  mask and sample weights, where asked for
-RUN/rows/         one shard per piece of rows; before them, the features that a heuristic elimination keeps
+RUN/rows/         one shard per piece of rows; before them, what a heuristic elimination keeps, or the supports of a budget
 RUN/model.h5      the answer
 RUN/elimination.json  what --eliminate found, with the numbers of the states file's rows
 RUN/timing.json   times, engine, workers, memory, and the result that is printed again on a rerun
