@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simtool.budget import dense, forward, pivoting, weights
+from simtool.budget import dense, forward, pivoting
 from simtool.budget.allocation import allocate
 from simtool.budget.curves import lower_hull
 from simtool.budget.elimination import Paths, paths, patterned, start_size
-from simtool.budget.refit import coefficients
 from simtool.budget.warm import warm
 from simtool.errors import InputError, OptionError
 
@@ -408,88 +407,11 @@ def test_hull_is_convex_and_below(seed: int, first: int) -> None:
     assert (losses[first:] >= line - 1e-12).all()
 
 
-# --- coefficients ----------------------------------------------------------------------------------------
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=seeds, size=st.integers(0, 12))
-def test_coefficients_are_least_squares(seed: int, size: int) -> None:
-    w, z = problem(seed, d=12, m=40, r=1)
-    support = np.sort(np.random.default_rng(seed).choice(12, size, replace=False))
-    found = coefficients(w @ w.T, w @ z[0], support)
-    assert np.count_nonzero(found) == size
-    expected = np.linalg.lstsq(w[support].T, z[0], rcond=None)[0]
-    np.testing.assert_allclose(found[support], expected, rtol=1e-7, atol=1e-9)
-
-
-def test_coefficients_where_features_depend() -> None:
-    w, z = problem(0, d=6, m=30, r=1)
-    w = np.vstack([w, 3.0 * w[:1]])
-    found = coefficients(w @ w.T, w @ z[0], np.array([0, 1, 6]))
-    residual = z[0] - found @ w
-    assert np.sum(np.square(residual)) == pytest.approx(loss_on(w, z[0], np.array([0, 1])), rel=1e-9)
-    # Of least norm: the two copies share.
-    assert found[0] == pytest.approx(3.0 * found[6], rel=1e-5)
-    with pytest.raises(InputError, match="feature 1 is zero"):
-        coefficients(np.diag([1.0, 0.0]), np.ones(2), np.array([0, 1]))
-
-
 def test_paths_are_plain() -> None:
     found = paths(*gram_of(*problem(0, d=6)))
     assert isinstance(found, Paths)
     assert found.order.dtype == np.int32
     assert found.largest == 6
-
-
-# --- weights ---------------------------------------------------------------------------------------------
-
-
-def test_weights_predict_the_error_of_the_outputs() -> None:
-    # A linear network y = C z: independent errors of z arrive as predicted.
-    rng = np.random.default_rng(0)
-    c = rng.standard_normal((3, 5))
-    row_weights = weights.from_sensitivity(np.sum(np.square(c), axis=0), 3)
-    spread = rng.random(5) + 0.1
-    error = spread[:, None] * rng.standard_normal((5, 200_000))
-    moved = np.mean(np.sum(np.square(c @ error), axis=0))
-    assert moved == pytest.approx(row_weights[:5] @ np.square(spread), rel=0.02)
-    assert (row_weights[5:] == 1).all()
-
-
-def test_weights_by_block() -> None:
-    found = weights.from_blocks(np.array([1.0, 3.0, 5.0, 0.0]), np.array([0, 0, 1, 2]))
-    assert found.tolist() == [0.25, 0.25, 0.2, 0.0]
-
-
-def test_gates() -> None:
-    assert weights.gate(np.array([[1.0, 0.0, -2.0]]), 0.25).tolist() == [[1.0, 0.25, 0.25]]
-
-
-def test_weights_by_sample() -> None:
-    s = np.array([[4.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    z = np.array([[1.0, -1.0, 2.0, -2.0], [-1.0, -1.0, -1.0, -1.0]])
-    found = weights.by_sample(s, z, share=0.5, closed=0.1)
-    # The open mean is 3: half of the sample's own, half of that mean, a tenth of it behind a closed gate.
-    np.testing.assert_allclose(found[0], [3.5, 0.15, 2.5, 0.15])
-    assert (found[1] == 0).all()  # a row that never opens moves nothing
-    np.testing.assert_allclose(weights.by_sample(s[:1], None, share=0.0), 1.5)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: weights.from_sensitivity(np.array([-1.0]), 2),
-        lambda: weights.from_sensitivity(np.array([np.inf]), 2),
-        lambda: weights.from_blocks(np.array([1.0]), np.array([0, 1])),
-        lambda: weights.gate(np.zeros((1, 1)), 0.0),
-        lambda: weights.by_sample(-np.ones((1, 2)), None),
-        lambda: weights.by_sample(np.ones((1, 2)), np.ones((2, 1))),
-        lambda: weights.by_sample(np.ones((1, 2)), None, share=1.0),
-    ],
-)
-def test_wrong_weights_are_refused(call) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(InputError):
-        call()
 
 
 def test_warming_compiles_all_that_rows_need() -> None:

@@ -2,6 +2,5 @@
 
     minimise  sum_i weight_i ||z_i - W^T w_i||^2   s.t.  sum_i ||w_i||_0 <= K
 
-``elimination`` gives each row its supports of every size, ``curves`` what each size costs, ``allocation`` the sizes,
-``weights`` what a row's error means for the outputs, ``refit`` the coefficients on a support.
+``elimination`` gives each row its supports of every size, ``curves`` what each size costs, ``allocation`` the sizes.
 """
