@@ -17,7 +17,6 @@ from model_cases import free_model, layered_model
 from safetensors.numpy import load_file, save_file
 
 import simtool.export.verify as verify_module
-import simtool.stages.export as stage
 from simtool.cli.export import command
 from simtool.errors import ConvergenceError, FormatError, InputError, OptionError, OutputError
 from simtool.export.onnx_model import runner
@@ -227,7 +226,7 @@ def test_a_failed_write_leaves_nothing(
     with pytest.raises(OutputError, match="no space left"):
         export(model_file, model_file.with_name(f"net{suffix}"))
     monkeypatch.undo()
-    monkeypatch.setattr(stage.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OutputError, match="no space left"):
         export(model_file, model_file.with_name(f"net{suffix}"))
     assert [path.name for path in model_file.parent.iterdir()] == ["model.h5"]

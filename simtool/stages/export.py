@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -14,11 +13,11 @@ from simtool.errors import OptionError
 from simtool.export.ours import refuse_foreign
 from simtool.export.sizes import SPEED_NOTE, sizes
 from simtool.export.verify import probes, verify
-from simtool.hdf5 import output_error, writable_target
+from simtool.export.whole import whole
+from simtool.hdf5 import writable_target
 from simtool.model import ImplicitModel, load_model, model_path
 from simtool.networks import NetworkSpec
 from simtool.stages.export_network import export_network
-from simtool.temporary import beside
 
 DTYPES = ("float32", "float64")
 # Writes a file, runs it over inputs, and gives the largest difference to the model.
@@ -66,16 +65,8 @@ def _export_implicit(model: ImplicitModel, path: Path, dtype: str) -> dict[str, 
     """Write, check and measure ``path``, whose place has been found free."""
     started = perf_counter()
     inputs = probes(model)
-    temporary = beside(path)
-    try:
+    with whole(path) as temporary:
         worst = _FORMATS[path.suffix](model, temporary, dtype, inputs, path.name)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     counted = sizes(model)
     return {
         "output": str(path),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,12 +13,12 @@ from simtool.errors import InputError, OptionError
 from simtool.export.ours import refuse_foreign
 from simtool.export.sizes import SPEED_NOTE, csr_bytes
 from simtool.export.verify import TOLERANCE, difference
-from simtool.hdf5 import output_error, writable_target
+from simtool.export.whole import whole
+from simtool.hdf5 import writable_target
 from simtool.model import ImplicitModel, SparseLayers, model_path
 from simtool.networks import Network, NetworkSpec, load_network
 from simtool.networks.inputs import table_rows
 from simtool.stages.dropin import sparse_network
-from simtool.temporary import beside
 
 _log = logging.getLogger("simtool")
 FORMATS = (".onnx", ".safetensors", ".pt")
@@ -48,16 +47,8 @@ def export_network(
     if warning is not None:
         _log.warning("%s", warning)
     inputs = _probes(found, changed)
-    temporary = beside(path)
-    try:
+    with whole(path) as temporary:
         worst = _write(changed, spec, temporary, path, inputs)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     matrices = found.matrices if isinstance(found, SparseLayers) else (found.A, found.B, found.C, found.D)
     nnz = found.nnz if isinstance(found, SparseLayers) else found.parameters
     carried = found.carried_nnz if isinstance(found, SparseLayers) else 0
