@@ -367,7 +367,9 @@ def test_a_killed_worker_and_a_removed_node_lose_nothing(
     finally:
         engine.close()
     assert sorted(reports) == list(items)
-    assert sorted(path.name for path in (folder / "rows").iterdir()) == [f"{k:06d}.shard" for k in items]
+    # A file that a killed worker had begun keeps its dotted name until the next start of the run.
+    whole = [path.name for path in (folder / "rows").iterdir() if not path.name.startswith(".")]
+    assert sorted(whole) == [f"{k:06d}.shard" for k in items]
 
 
 # --- a private cluster -------------------------------------------------------------------------------------------------
