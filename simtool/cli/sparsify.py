@@ -58,6 +58,11 @@ class ObjectiveType(click.ParamType):
 )
 @click.option("--kappa", type=float, help="Bound of a row's l1 norm. [default: .99 for lasso and for free]")
 @click.option(
+    "--kappa-relative",
+    is_flag=True,
+    help="Count --kappa in l1 norms of each row's own least squares: .1 is a tenth.",
+)
+@click.option(
     "--kappa-on", type=click.Choice(["a", "ab"]), help="What kappa bounds. [default: ab for lasso, else a]"
 )
 @click.option("--kappa-outputs", type=float, help="The same bound for the rows of Y. [default: none]")
@@ -108,7 +113,10 @@ class ObjectiveType(click.ParamType):
     help="Which coefficients there may be: a .npy of zeros and ones, rows [Z; Y] by features [X; U]; or a model.",
 )
 @click.option(
-    "--weight-samples", type=click.Path(), metavar="FILE", help="Weights of the samples in the loss, a .npy."
+    "--weight-samples",
+    type=click.Path(),
+    metavar="FILE|gate",
+    help="Weights of the samples in the loss, a .npy; gate (with a budget): less where a row's ReLU is closed.",
 )
 @click.option(
     "--target-sparsity",
@@ -117,6 +125,19 @@ class ObjectiveType(click.ParamType):
     help="Keep a share 1 - S of the network's non-zero parameters, chosen over all rows at once, and fit least squares on them.",
 )
 @click.option("--target-nnz", type=int, metavar="N", help="The same, with N non-zeros kept.")
+@click.option(
+    "--paths",
+    type=click.Choice(["elimination", "lasso", "reweighted", "perspective"]),
+    help="How a budget finds each row's supports of every size. [default: elimination]",
+)
+@click.option(
+    "--pattern", metavar="N:M", help="Of every M consecutive features of a row keep at most N: 2:4."
+)
+@click.option(
+    "--sequential",
+    is_flag=True,
+    help="With a budget: fit layer by layer on the states of the part that is sparse already.",
+)
 @click.option(
     "--anchor",
     type=float,

@@ -12,6 +12,7 @@ from simtool.importing import is_reference
 from simtool.penalty import Penalty
 from simtool.problem import Objective
 from simtool.solvers import SOLVERS
+from simtool.stages.sparsify.budget_options import GATE, check_budget
 from simtool.stages.sparsify.constraints import SIGNS, parse_box
 
 _log = logging.getLogger("simtool")
@@ -57,10 +58,15 @@ class SparsifyOptions:
     features : how many states and inputs heuristic keeps; the bias stays beside them
     sign, box : nonnegative or nonpositive; LO,HI with LO <= 0 <= HI: bounds of every coefficient but the bias's
     mask : a .npy (n + q, n + p) of zeros and ones, or a model: the coefficients there may be; in a spec, its sha256
-    weight_samples : a .npy (m,) of weights of the samples in the loss; in a spec, its sha256
+    weight_samples : a .npy (m,) of weights of the samples in the loss; in a spec, its sha256. Or ``gate``, with a budget: samples
+        weigh less in a row whose ReLU is closed on them
     target_sparsity, target_nnz : how sparse the model shall be, as a share of the network's non-zero parameters in [0, 1), or as the number of
         non-zeros that stay: supports are chosen by elimination under one budget for all rows, coefficients are least squares on them
     anchor : a ridge towards the network's own rows, relative to the features' mean square, for rows of layers with few samples; None for none
+    paths : how a budget's supports of every size are found, one of PATHS; None for elimination
+    pattern : N:M, of every M consecutive features of a row at most N stay
+    sequential : with a budget, fit layer by layer on the states of the part that is sparse already
+    kappa_relative : kappa counts in l1 norms of each row's own least squares
     untied : give every position of a layer with shared weights rows of its own (the papers' expanded rows), instead of one row for
         each of its output channels; `layered` only
     """
@@ -89,6 +95,10 @@ class SparsifyOptions:
     target_sparsity: float | None = None
     target_nnz: int | None = None
     anchor: float | None = None
+    paths: str | None = None
+    pattern: str | None = None
+    sequential: bool = False
+    kappa_relative: bool = False
 
     def __post_init__(self) -> None:
         if not self.custom and self.objective not in OBJECTIVES:
@@ -165,40 +175,17 @@ class SparsifyOptions:
                 "--anchor weighs a distance beside the loss, but --match exact has none. Leave one of them out."
             )
         self._check_cone_program()
-        self._check_budget()
+        check_budget(self)
 
     @property
     def has_budget(self) -> bool:
-        """Whether a size is asked for."""
-        return self.target_sparsity is not None or self.target_nnz is not None
+        """Whether a size, or a pattern of it, is asked for."""
+        return self.target_sparsity is not None or self.target_nnz is not None or self.pattern is not None
 
-    def _check_budget(self) -> None:
-        if not self.has_budget:
-            return
-        if self.target_sparsity is not None and self.target_nnz is not None:
-            raise OptionError(
-                "--target-sparsity and --target-nnz ask for the same thing. Leave one of them out."
-            )
-        if self.target_sparsity is not None and not 0.0 <= self.target_sparsity < 1.0:
-            raise OptionError(
-                f"--target-sparsity must lie in [0, 1), got {self.target_sparsity!r}: .9 leaves a tenth of the network's non-zeros."
-            )
-        if self.target_nnz is not None and self.target_nnz < 0:
-            raise OptionError(f"--target-nnz must not be negative, got {self.target_nnz}.")
-        option = "--target-sparsity" if self.target_nnz is None else "--target-nnz"
-        if self.objective not in ("lasso", "least-squares") or self.match == "exact":
-            raise OptionError(
-                f"{option} fits least squares on the supports it chooses (with --kappa, under its bound), got --objective {self.objective}"
-                f"{' --match exact' if self.match == 'exact' else ''}. Leave the objective out."
-            )
-        if self.solver not in (None, "native"):
-            raise OptionError(f"{option} needs --solver native, got {self.solver!r}. Leave --solver out.")
-        given = {"--eliminate": None if self.eliminate == "none" else self.eliminate, "--mask": self.mask}
-        for other, value in given.items():
-            if value is not None:
-                raise OptionError(
-                    f"{option} chooses the features of every row itself: leave {other} {value} out."
-                )
+    @property
+    def weights_file(self) -> bool:
+        """Whether the samples' weights are the user's own, not those of the gates."""
+        return self.weight_samples is not None and self.weight_samples != GATE
 
     @property
     def custom(self) -> bool:
@@ -293,6 +280,7 @@ def resolve(options: SparsifyOptions, largest_lipschitz: float) -> SparsifyOptio
         alpha=options.alpha if options.alpha is not None else _ALPHA.get(name),
         beta=options.beta if options.beta is not None else _BETA.get(name),
         gamma=options.gamma if options.gamma is not None else _GAMMA.get(name),
+        paths=None if options.paths == "elimination" else options.paths,
     )
 
 

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("simtool")
 # In a spec only where they are used: specs written before these were known stay the same.
-_LATER_OPTIONS = ("untied", "target_sparsity", "target_nnz", "anchor")
+_LATER_OPTIONS = (
+    *("untied", "target_sparsity", "target_nnz", "anchor"),
+    *("paths", "pattern", "sequential", "kappa_relative"),
+)
 
 
 def sparsify(
@@ -262,8 +265,10 @@ def _constraints(source: States, options: SparsifyOptions) -> tuple[constraints.
             "without --blocks, or use --structure dag or free."
         )
     rows, features = header.states + header.outputs, header.states + header.inputs
-    asked = constraints.read(options.mask, options.weight_samples, rows, features, header.samples)
-    return asked, replace(options, mask=asked.mask_sha256, weight_samples=asked.weights_sha256)
+    own = options.weight_samples if options.weights_file else None
+    asked = constraints.read(options.mask, own, rows, features, header.samples)
+    weights = asked.weights_sha256 if options.weights_file else options.weight_samples
+    return asked, replace(options, mask=asked.mask_sha256, weight_samples=weights)
 
 
 def is_tied(header: StatesHeader, options: SparsifyOptions) -> bool:
@@ -275,7 +280,7 @@ def _require_plain(options: SparsifyOptions, header: StatesHeader) -> None:
     """Refuse what is asked of states, not of layers."""
     asked = {
         "--mask": options.mask,
-        "--weight-samples": options.weight_samples,
+        "--weight-samples": options.weight_samples if options.weights_file else None,
         "--eliminate": None if options.eliminate == "none" else options.eliminate,
     }
     for option, value in asked.items():

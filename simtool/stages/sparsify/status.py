@@ -16,6 +16,7 @@ from simtool.errors import FormatError, OutputError, SimtoolError, WorkerError
 from simtool.stages.sparsify import budget, lock, remote, tracks
 from simtool.stages.sparsify.finish import finished
 from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.paths import path_file
 from simtool.stages.sparsify.request import Request
 from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
 from simtool.stages.sparsify.work import Plan, plan_of
@@ -160,7 +161,7 @@ def _paths_done(folder: RunFolder, plan: Plan) -> int:
         return 0
     if budget.is_chosen(folder, plan):
         return len(plan.shards)
-    return sum(folder.holds(budget.path_file(folder, index)) for index in range(len(plan.shards)))
+    return sum(folder.holds(path_file(folder, index)) for index in range(len(plan.shards)))
 
 
 def _rows(plan: Plan, shards: Any) -> int:

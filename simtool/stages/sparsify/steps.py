@@ -10,6 +10,7 @@ import os
 
 from simtool.stages.sparsify import budget, elimination
 from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.paths import path_file
 from simtool.stages.sparsify.work import Plan, assemble_gram, gram_array
 
 
@@ -35,7 +36,7 @@ class Steps:
         self.paths = [
             index
             for index in range(len(plan.shards))
-            if self.choose and plan.budget is not None and not folder.holds(budget.path_file(folder, index))
+            if self.choose and plan.budget is not None and not folder.holds(path_file(folder, index))
         ]
         undone = [
             index for index in range(len(plan.shards)) if self.choose or not folder.holds(folder.shard(index))

@@ -26,7 +26,7 @@ def tile(path: Path, index: int) -> dict[str, Any]:
 
 def paths(path: Path, index: int) -> dict[str, Any]:
     """Find the paths of the rows of shard ``index``, for a budget."""
-    from simtool.stages.sparsify.budget import find_paths
+    from simtool.stages.sparsify.paths import find_paths
 
     return _carry_out(PATHS, find_paths, path, index)
 

@@ -152,7 +152,7 @@ class Plan:
     @property
     def has_constraints_file(self) -> bool:
         """Whether the run folder holds a mask or sample weights."""
-        return self.options.mask is not None or self.options.weight_samples is not None
+        return self.options.mask is not None or self.options.weights_file
 
     def task(self, group: RowGroup) -> Task:
         """What is asked of the group's rows."""
