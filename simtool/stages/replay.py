@@ -78,9 +78,8 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
             f"{folder.path} is not finished. Run the same simtool sparsify command again to finish it."
         )
     layers = load_layers(folder.model) if plan.layers else None
-    indices, values = (load_model(folder.model) if layers is None else layers).row(
-        row
-    )  # also says which there are
+    model = load_model(folder.model) if layers is None else layers
+    indices, values = model.row(row)  # also says which there are
     shard = next(shard for shard in plan.shards if shard.start <= row < shard.stop)
     group, asked = kept_group(plan, shard, kept_features(folder, plan)), constraints_of(folder, plan)
     allowed = plan.allowed(group, np.array([row]), asked.mask)
@@ -103,6 +102,10 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
     features = group.features - plan.banks[group.bank].features[0]
     stored = np.zeros(features.size)
     stored[np.searchsorted(features, indices)] = values
+    if plan.options.kappa_relative and rows.objective.kappa is not None and model.certificates is not None:
+        # What the share meant for this row is in its certificate.
+        slack = float(model.certificates.kappa_slack[row])
+        rows = rows.with_kappa(slack + float(np.abs(stored[rows.constrained]).sum()))
     _write(target, RowDump(row, features, w, rows, plan.task(group), stored))
     return target
 

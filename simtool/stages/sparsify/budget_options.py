@@ -36,6 +36,11 @@ def check_budget(options: SparsifyOptions) -> None:
         raise OptionError(
             "--kappa-relative bounds each row by its own norm, which proves nothing about --structure free. Leave it out."
         )
+    if options.kappa_relative and options.eliminate == "heuristic":
+        raise OptionError(
+            "--kappa-relative needs each row's own least squares on all features, and --eliminate heuristic removes features first. Leave "
+            "one of them out."
+        )
     if not options.has_budget:
         _require_budget(options)
         return

@@ -16,7 +16,7 @@ from simtool.errors import FormatError
 from simtool.layers import from_json as layers_from_json
 from simtool.problem import RowSet
 from simtool.solvers import regime
-from simtool.stages.sparsify import budget, constraints
+from simtool.stages.sparsify import budget, constraints, relative
 from simtool.stages.sparsify.answer import Task, answer
 from simtool.stages.sparsify.elimination import kept_features, proven_bits
 from simtool.stages.sparsify.folder import RunFolder
@@ -256,7 +256,7 @@ class Piece:
 def row_sets(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) -> list[Piece]:
     """The convex problems of ``shard``, in the features ``kept`` (n + p,) bool, or all.
 
-    One piece, unless a mask hides features from some rows only that nothing but the mask makes zero.
+    One piece, unless a mask hides features from some rows only that nothing but the mask makes zero; with a relative kappa, one a row.
     """
     plan = plan_of(folder)
     group = kept_group(plan, shard, kept)
@@ -275,7 +275,8 @@ def row_sets(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) ->
         w, chosen, gram = design_of(folder, plan, part)
         z = targets if at.size == rows.size else targets[at]
         design = Design(w, gram, asked.sample_weight, chosen)
-        out.append(Piece(at, part, problems(plan, part, design, z, usable)))
+        piece = Piece(at, part, problems(plan, part, design, z, usable))
+        out += relative.split(piece) if plan.options.kappa_relative else [piece]
     return out
 
 
@@ -360,7 +361,7 @@ def solve_shard(folder: RunFolder, index: int) -> dict[str, Any]:
         **columns,
     }
     if proven:
-        (arrays["proven"],) = proven  # --eliminate takes no mask, so there is one piece
+        arrays["proven"] = np.concatenate(proven)  # --eliminate takes no mask: pieces come in the order of their rows
     folder.store(folder.shard(index), arrays)
     return {
         "rows": count,
