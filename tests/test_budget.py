@@ -257,10 +257,11 @@ def test_a_start_finds_what_explains_the_target() -> None:
 
 
 def test_starts_are_all_features_where_they_are_few() -> None:
-    assert start_size(785, 100) is None
-    assert start_size(4096, 10) == 512
-    assert start_size(4096, 300) == 1200
-    assert start_size(1100, 300) is None
+    assert start_size(256, 1) is None
+    assert start_size(785, 10) == 128
+    assert start_size(785, 157) == 393
+    assert start_size(785, 200) is None  # more than half of them: all
+    assert start_size(4096, 300) == 750
 
 
 @pytest.mark.parametrize(
