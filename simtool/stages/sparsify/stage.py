@@ -291,6 +291,11 @@ def _require_plain(options: SparsifyOptions, header: StatesHeader) -> None:
             )
 
 
+def spec_of(source: States, options: SparsifyOptions) -> dict[str, Any]:
+    """The spec of a run of ``options`` on ``source``. Raises OptionError or InputError where :func:`sparsify` would."""
+    return _spec(source, _constraints(source, options)[1])
+
+
 def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
     """Everything that defines the answer."""
     header = source.header
