@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
+from simtool import environment
 from simtool.activations import make
 from simtool.blocks import BIAS, INPUT, Block
 from simtool.certificate import certify
@@ -23,9 +24,9 @@ from simtool.engines.shards import read_shard, write_shard
 from simtool.errors import FormatError, InputError, OptionError, OutputError, SpecChanged, WorkerError
 from simtool.model import load_model
 from simtool.stages.sparsify import estimate
-from simtool.stages.sparsify import stage as stage_module
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of, resolve
+from simtool.stages.sparsify.spec import packages_of
 from simtool.stages.sparsify.stage import sparsify
 from simtool.stages.sparsify.structure import SHARD_ROWS_MOST, row_groups, shards
 from simtool.stages.sparsify.work import Plan
@@ -309,11 +310,11 @@ def test_other_states_are_refused(digits: dict[str, Path], tmp_path: Path) -> No
 
 
 def test_a_run_depends_on_what_solves_it_alone() -> None:
-    assert stage_module._packages(SparsifyOptions()) == ()
-    assert stage_module._packages(SparsifyOptions(solver="scs")) == ("cvxpy", "scs")
+    assert packages_of(SparsifyOptions()) == ()
+    assert packages_of(SparsifyOptions(solver="scs")) == ("cvxpy", "scs")
     own = SparsifyOptions(objective="own.py:function", solver="scs")
-    assert stage_module._packages(own) == ("cvxpy", "clarabel", "scs")
-    assert set(stage_module.environment.fingerprint(("scs",))) > {"numpy", "numba", "scs", "blas"}
+    assert packages_of(own) == ("cvxpy", "clarabel", "scs")
+    assert set(environment.fingerprint(("scs",))) > {"numpy", "numba", "scs", "blas"}
 
 
 def test_nan_in_states_is_named(digits: dict[str, Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from simtool.cli.engine import engine_options, taken_engine
+from simtool.cli.options import network_options, optional_network
 from simtool.cli.output import common_options, emit, progress_for, table
 from simtool.cli.status import describe as describe_status
 from simtool.importing import is_reference
@@ -139,6 +140,12 @@ class ObjectiveType(click.ParamType):
     help="With a budget: fit layer by layer on the states of the part that is sparse already.",
 )
 @click.option(
+    "--network",
+    metavar="NETWORK",
+    help="The network that the states came from, which --sequential runs where layers share weights over positions.",
+)
+@network_options()
+@click.option(
     "--anchor",
     type=float,
     metavar="R",
@@ -154,7 +161,19 @@ class ObjectiveType(click.ParamType):
     "--dry-run", is_flag=True, help="Print what the run would take in time, memory and disk; write nothing."
 )
 @common_options
-def command(states: Path, output: Path, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+def command(
+    states: Path,
+    output: Path,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    network: str | None,
+    model_arg: tuple[str, ...],
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    trust_model: bool,
+    **options: Any,
+) -> None:
     """Turn STATES into a sparse implicit model: one convex problem per row, each with a proof of optimality.
 
     The same command again resumes an interrupted run, or prints the result of a finished one. Exit code 3 means
@@ -166,12 +185,19 @@ def command(states: Path, output: Path, dry_run: bool, as_json: bool, quiet: boo
     where, allow_mixed = taken_engine(options)
     assert where is not None  # --engine has a default here
     asked = SparsifyOptions(**options)
+    given = optional_network(network, model_arg, weights, input_shape, trust_model)
     if dry_run:
         found = stage.dry_run(states, output, asked, engine=where)
         emit(found, as_json, describe_estimate(found))
         return
     result = stage.sparsify(
-        states, output, asked, engine=where, allow_mixed=allow_mixed, progress=progress_for(quiet)
+        states,
+        output,
+        asked,
+        engine=where,
+        network=given,
+        allow_mixed=allow_mixed,
+        progress=progress_for(quiet),
     )
     show(result, as_json, asked.tol)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simtool.errors import InputError, OptionError
+from simtool.layers import LayerSpec
 from simtool.networks import Network
 from simtool.networks.layers import Layer
 
@@ -92,15 +93,45 @@ def plan(
     """
     if positions is not None and positions < 1:
         raise OptionError(f"--positions must be above 0, got {positions}.")
-    layers = network.outline.layers
-    tensors = network.tensors(probe, tensors_of(layers))
     result = []
-    for index, layer in enumerate(layers):
-        places = layer.positions(lambda name: len(tensors[name]))
+    for layer, order in _orders(network, probe, seed):
         features = layer.spec.fan_in + int(layer.spec.has_bias)
         wanted = max(COLUMNS, COLUMNS_A_FEATURE * features)
-        each = min(places, positions or -(-wanted // samples))
-        order = np.random.default_rng((seed, index)).permutation(places)
+        each = min(order.size, positions or -(-wanted // samples))
         spec = replace(layer.spec, columns=each * samples)
         result.append(Recorded(replace(layer, spec=spec), order, each))
     return tuple(result)
+
+
+def recorded_again(
+    network: Network, probe: np.ndarray, specs: Sequence[LayerSpec], samples: int, seed: int
+) -> tuple[Recorded, ...]:
+    """The layers of ``network`` with the positions that a file of so many ``samples`` holds, whose layers are ``specs``.
+
+    Raises InputError where the network has other layers.
+    """
+    found = _orders(network, probe, seed)
+    own = [replace(layer.spec, columns=spec.columns) for (layer, _), spec in zip(found, specs, strict=False)]
+    if len(found) != len(specs) or tuple(own) != tuple(specs):
+        raise InputError(
+            f"the network has {len(found)} layers, the states file {len(specs)}, and they differ. Pass the network that was extracted."
+        )
+    return tuple(
+        Recorded(replace(layer, spec=spec), order, spec.columns // samples)
+        for (layer, order), spec in zip(found, specs, strict=True)
+    )
+
+
+def _orders(network: Network, probe: np.ndarray, seed: int) -> list[tuple[Layer, np.ndarray]]:
+    """Every layer of ``network`` with the random order of its positions; ``probe`` is one sample (1, ...)."""
+    layers = network.outline.layers
+    tensors = network.tensors(probe, tensors_of(layers))
+    return [
+        (
+            layer,
+            np.random.default_rng((seed, index)).permutation(
+                layer.positions(lambda name: len(tensors[name]))
+            ),
+        )
+        for index, layer in enumerate(layers)
+    ]

@@ -11,7 +11,6 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,11 +20,8 @@ from simtool.stages.sparsify.paths import path_file
 from simtool.stages.sparsify.work import Plan, gram_array
 from simtool.temporary import beside
 
-if TYPE_CHECKING:
-    from simtool.stages.sparsify.options import SparsifyOptions
-
-# What decides how much of a path is used, not what the path is.
-_SIZE_OPTIONS = ("target_sparsity", "target_nnz")
+# Of coefficients, not of the supports that paths offer them.
+_NO_MATTER = ("target_sparsity", "target_nnz", "kappa", "kappa_on", "kappa_outputs", "kappa_relative", "tol")
 
 
 def adopt(folder: RunFolder, plan: Plan, other: RunFolder, other_plan: Plan) -> list[str]:
@@ -55,10 +51,12 @@ def adopt(folder: RunFolder, plan: Plan, other: RunFolder, other_plan: Plan) -> 
     return taken + _paths(folder, plan, other, other_plan)
 
 
-def share_paths(ours: SparsifyOptions, theirs: SparsifyOptions) -> bool:
-    """Whether rows asked for ``ours`` and ``theirs`` (resolved) have the same paths: all but the size is the same."""
-    first, second = asdict(ours), asdict(theirs)
-    return all(first[key] == second[key] for key in first if key not in _SIZE_OPTIONS)
+def share_paths(plan: Plan, other: Plan) -> bool:
+    """Whether the rows of two runs on the same inputs have the same paths: of the same budget (long paths start where it says),
+    and looked for in the same way."""
+    first, second = asdict(plan.options), asdict(other.options)
+    same = all(first[key] == second[key] for key in first if key not in _NO_MATTER)
+    return plan.budget is not None and plan.budget == other.budget and same
 
 
 def _same_inputs(folder: RunFolder, plan: Plan, other: RunFolder, other_plan: Plan) -> bool:
@@ -75,7 +73,7 @@ def _same_inputs(folder: RunFolder, plan: Plan, other: RunFolder, other_plan: Pl
 
 def _paths(folder: RunFolder, plan: Plan, other: RunFolder, other_plan: Plan) -> list[str]:
     """Paths belong to one run by its spec: they are read as the other's, and stored as this one's."""
-    if plan.budget is None or other_plan.budget is None or not share_paths(plan.options, other_plan.options):
+    if not share_paths(plan, other_plan):
         return []
     taken = []
     for index in range(len(plan.shards)):

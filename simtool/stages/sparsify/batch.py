@@ -12,12 +12,13 @@ from simtool import engines
 from simtool.engines import EngineOptions
 from simtool.errors import InputError, OptionError, OutputError, WorkerError
 from simtool.progress import NO_PROGRESS, Progress
-from simtool.stages.sparsify import agreement, local, lock, tracks
+from simtool.stages.sparsify import agreement, local, lock, sequential, tracks
 from simtool.stages.sparsify.finish import Times, finish, finished
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.remote import MERGE, PREPARE, WHOLE, missing
 from simtool.stages.sparsify.request import Request, require_trust
 from simtool.stages.sparsify.steps import Steps
+from simtool.stages.sparsify.student import BlockStudent
 from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
 from simtool.stages.sparsify.work import Plan, plan_of
 from simtool.states import open_states
@@ -79,7 +80,7 @@ def work(
     undone = {TILES: steps.tiles, PATHS: steps.paths, ROWS: steps.rows}[phase]
     left = [item for item in todo if item in set(undone)]
     if phase != TILES and left:
-        _require_grams(folder, plan, steps, phase)
+        _require_grams(folder, plan, steps, phase, {steps.depth_of(index) for index in left})
     engine = engines.get(where)
     try:
         local.run_tasks(folder, plan, engine, phase, left, progress)
@@ -116,7 +117,7 @@ def _items(file: str | Path | None, count: int) -> list[int]:
 
 
 def _prepare(folder: RunFolder, plan: Plan) -> int:
-    """Join the tiles, and let the heuristic or the budget choose, once the paths it needs are there."""
+    """Join the tiles; let the heuristic or the budget choose, once the paths it needs are there; run the part that is sparse already."""
     steps = Steps(folder, plan)
     if steps.tiles:
         raise WorkerError(
@@ -126,11 +127,17 @@ def _prepare(folder: RunFolder, plan: Plan) -> int:
     if steps.choose and not steps.paths:
         engine = engines.get(EngineOptions("serial"))
         local.run_tasks(folder, plan, engine, CHOICE, [0], NO_PROGRESS)
+        steps = Steps(folder, plan)
+    if steps.refresh and not steps.choose and not plan.layers:
+        sequential.refresh(folder, plan, BlockStudent(folder, plan, folder.map_array("design")), steps.depth)
     return len(steps.grams) + (steps.choose and not steps.paths)
 
 
-def _require_grams(folder: RunFolder, plan: Plan, steps: Steps, phase: str) -> None:
-    if steps.grams or (steps.choose and phase == ROWS) or not folder.array(plan.banks[-1].targets).exists():
+def _require_grams(folder: RunFolder, plan: Plan, steps: Steps, phase: str, depths: set[int]) -> None:
+    lacks = phase == ROWS and (
+        steps.choose or not all(sequential.is_ready(folder, plan, depth) for depth in depths)
+    )
+    if steps.grams or lacks or not folder.array(plan.banks[-1].targets).exists():
         what = "chosen features" if steps.choose else "Gram matrices" if steps.grams else "states"
         raise WorkerError(
             f"the {what} that the rows of {folder.path} need are not there: an earlier phase failed, or has not run. "

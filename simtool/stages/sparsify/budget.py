@@ -17,7 +17,7 @@ import numpy as np
 
 from simtool.errors import FormatError, OptionError
 from simtool.stages.sparsify.folder import RunFolder
-from simtool.stages.sparsify.paths import path_file
+from simtool.stages.sparsify.paths import fitted_supports, path_file
 from simtool.states import States, StatesHeader
 
 if TYPE_CHECKING:
@@ -96,10 +96,9 @@ def choose(folder: RunFolder, index: int) -> dict[str, Any]:
         stored = folder.load(path_file(folder, number))
         features = plan.groups[shard.group].features
         ends = np.cumsum(stored["sizes"])
+        curves[shard.start : shard.stop] = _curves(folder, number)
         for i, row in enumerate(range(shard.start, shard.stop)):
-            start, stop = int(ends[i] - stored["sizes"][i]), int(ends[i])
-            curves[row] = stored["losses"][start + i : stop + i + 1]  # one loss more than features
-            orders[row] = features[stored["order"][start:stop]]
+            orders[row] = features[stored["order"][int(ends[i] - stored["sizes"][i]) : int(ends[i])]]
     sizes = allocation.allocate(curves, weights, plan.budget)
     chosen = [np.sort(order[order.size - size :]) for order, size in zip(orders, sizes, strict=True)]
     predicted = float(sum(weights[i] * curves[i][size] for i, size in enumerate(sizes)))
@@ -114,6 +113,46 @@ def choose(folder: RunFolder, index: int) -> dict[str, Any]:
     return {"rows": plan.rows}
 
 
+def sizes_file(folder: RunFolder, depth: int) -> Path:
+    """How many features each row of the run has, with --sequential, as settled when ``depth`` got its designs; 0 for other rows."""
+    return folder.work / f"sizes-{depth:06d}.shard"
+
+
+def settle(folder: RunFolder, plan: Plan, depth: int, live: dict[int, int]) -> None:
+    """Store the sizes of the rows of ``depth``, whose groups have ``live`` features that are not zero on the states they are fitted on.
+
+    A row cannot use more: what is left over goes to other rows of this depth by their curves, and from there to the next.
+    """
+    from simtool.budget import allocation
+
+    indptr, _ = _chosen(folder, plan)
+    wanted = np.diff(indptr)
+    before = 0
+    if depth > 1:
+        stored = folder.load(sizes_file(folder, depth - 1))
+        before = int(stored["left"])
+    sizes = np.zeros(plan.rows, dtype=np.int64)
+    weights, rows, most, curves = np.asarray(folder.map_array(_WEIGHTS)), [], [], []
+    for number, shard in enumerate(plan.shards):
+        if shard.group not in live:
+            continue
+        for row, curve in zip(range(shard.start, shard.stop), _curves(folder, number), strict=True):
+            rows.append(row)
+            most.append(min(live[shard.group], curve.size - 1))
+            curves.append(curve[: most[-1] + 1])
+    total = before + int(wanted[rows].sum())
+    found = allocation.allocate(curves, weights[rows], total, np.minimum(wanted[rows], most))
+    sizes[rows] = found
+    folder.store(sizes_file(folder, depth), {"sizes": sizes, "left": np.array(total - int(found.sum()))})
+
+
+def _curves(folder: RunFolder, index: int) -> list[np.ndarray]:
+    """The losses of the rows of shard ``index`` at every size."""
+    stored = folder.load(path_file(folder, index))
+    ends = np.cumsum(stored["sizes"] + 1)
+    return [stored["losses"][end - size - 1 : end] for end, size in zip(ends, stored["sizes"], strict=True)]
+
+
 def is_chosen(folder: RunFolder, plan: Plan) -> bool:
     """Whether the supports of the rows are settled: always, but for a budget that has not been shared out yet."""
     return plan.budget is None or folder.holds(folder.supports)
@@ -123,14 +162,25 @@ def support(folder: RunFolder, plan: Plan, shard: Shard) -> np.ndarray | None:
     """Which features of its group each row of ``shard`` may use, (r, d) bool; None for all."""
     if plan.budget is None:
         return None
-    indptr, features = _supports(folder.supports, folder.supports.stat().st_mtime_ns, RunFolder(folder.path))
     group = plan.groups[shard.group]
-    if indptr.size != plan.rows + 1:
-        raise FormatError(f"{folder.supports} does not belong to this run. Delete it and run again.")
     mask = np.zeros((shard.stop - shard.start, group.features.size), dtype=bool)
+    if plan.depths[shard.group] > 0:
+        sizes = folder.load(sizes_file(folder, plan.depths[shard.group]))["sizes"][shard.start : shard.stop]
+        for i, found in enumerate(fitted_supports(folder, plan, shard, sizes)):
+            mask[i, found] = True
+        return mask
+    indptr, features = _chosen(folder, plan)
     for i, row in enumerate(range(shard.start, shard.stop)):
         mask[i, np.searchsorted(group.features, features[indptr[row] : indptr[row + 1]])] = True
     return mask
+
+
+def _chosen(folder: RunFolder, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """The supports that :func:`choose` left: row i has ``features[indptr[i] : indptr[i + 1]]``."""
+    found = _supports(folder.supports, folder.supports.stat().st_mtime_ns, RunFolder(folder.path))
+    if found[0].size != plan.rows + 1:
+        raise FormatError(f"{folder.supports} does not belong to this run. Delete it and run again.")
+    return found
 
 
 @functools.lru_cache(maxsize=2)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simtool.engines import Engine
 from simtool.progress import Progress
 from simtool.solvers.warm import is_compiled, warm
-from simtool.stages.sparsify import budget, elimination
+from simtool.stages.sparsify import budget, elimination, sequential
 from simtool.stages.sparsify.finish import Times
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.inputs import write_inputs
 from simtool.stages.sparsify.steps import Steps
+from simtool.stages.sparsify.student import Student, student_of
 from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
 from simtool.stages.sparsify.work import Plan
 from simtool.states import States
+
+if TYPE_CHECKING:
+    from simtool.networks import Network
 
 # Per phase: its task, and what progress calls it and counts.
 _PHASES = {
@@ -28,8 +32,15 @@ IMPORTS = "simtool.stages.sparsify.tasks:prepare"
 _KERNEL = "simtool.stages.sparsify.tasks:prepare_native"
 
 
-def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progress: Progress) -> Times:
-    """Bring every shard of ``folder`` to completion."""
+def solve(
+    folder: RunFolder,
+    plan: Plan,
+    source: States,
+    engine: Engine,
+    progress: Progress,
+    network: Network | None = None,
+) -> Times:
+    """Bring every shard of ``folder`` to completion; ``network`` is what --sequential may need."""
     times = Times(engine.name, engine.workers)
     steps = Steps(folder, plan)
     if not steps.rows:
@@ -50,7 +61,17 @@ def solve(folder: RunFolder, plan: Plan, source: States, engine: Engine, progres
         write_weights(folder, plan, source)
         times.paths_seconds = run_tasks(folder, plan, engine, PATHS, steps.paths, progress, times)
         times.elimination_seconds = run_tasks(folder, plan, engine, CHOICE, [0], progress, times)
-    times.rows_seconds = run_tasks(folder, plan, engine, ROWS, steps.rows, progress, times)
+    student: Student | None = None
+    while steps.rows:
+        if steps.refresh:
+            student = student or student_of(folder, plan, source, network)
+            started = time.perf_counter()
+            sequential.refresh(folder, plan, student, steps.depth)
+            times.paths_seconds += time.perf_counter() - started
+        times.rows_seconds += run_tasks(folder, plan, engine, ROWS, steps.ready, progress, times)
+        if len(steps.ready) == len(steps.rows):
+            break
+        steps = Steps(folder, plan)
     times.workers = engine.workers  # Ray knows it only when it has been asked
     return times
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from simtool.engines import EngineOptions, slurm
 from simtool.engines.shards import write_bytes
-from simtool.errors import OutputError, WorkerError
+from simtool.errors import OptionError, OutputError, WorkerError
 from simtool.importing import is_reference
 from simtool.progress import Progress
 from simtool.stages.sparsify import tracks
@@ -37,6 +37,10 @@ def submit(folder: RunFolder, plan: Plan, source: States, where: EngineOptions) 
     """Lay out what the jobs read, and submit what is missing. Raises WorkerError with sbatch's own words."""
     options = where.slurm or slurm.SlurmOptions()
     slurm.require()
+    if plan.options.sequential and plan.layers:
+        raise OptionError(
+            "--sequential runs this network between the layers, which only --engine serial, process and ray can. Use one of them."
+        )
     steps = Steps(folder, plan)
     if steps.rows:
         write_inputs(folder, source, bool(plan.layers), plan.options.anchor or 0.0)
@@ -61,13 +65,23 @@ def _chain(folder: RunFolder, steps: Steps, options: slurm.SlurmOptions) -> list
         phases.append(
             slurm.Phase(CHOICE, _command(folder, PREPARE), None, "shares the budget out over all rows")
         )
-    if steps.rows:
-        phases.append(_array(folder, ROWS, steps.rows, options, "shards of rows"))
+    for depth in sorted({steps.depth_of(index) for index in steps.rows}):
+        suffix = f"_{depth}" if depth else ""
+        if depth:
+            title = "states of the part that is sparse by then"
+            phases.append(slurm.Phase(f"states{suffix}", _command(folder, PREPARE), None, title))
+        items = [index for index in steps.rows if steps.depth_of(index) == depth]
+        phases.append(_array(folder, ROWS, items, options, "shards of rows", suffix))
     return [*phases, slurm.Phase(MERGE, _command(folder, MERGE), None, "writes model.h5 from the shards")]
 
 
 def _array(
-    folder: RunFolder, phase: str, items: list[int], options: slurm.SlurmOptions, title: str
+    folder: RunFolder,
+    phase: str,
+    items: list[int],
+    options: slurm.SlurmOptions,
+    title: str,
+    suffix: str = "",
 ) -> slurm.Phase:
     parts = min(options.array_size, -(-len(items) // options.cpus_per_task))
     content = json.dumps(items).encode()
@@ -84,7 +98,7 @@ def _array(
         *("--items", str(todo.resolve()), "--part", "{part}", "--parts", str(parts)),
         *("--workers", str(options.cpus_per_task)),
     )
-    return slurm.Phase(phase, command, parts, title)
+    return slurm.Phase(phase + suffix, command, parts, title)
 
 
 def _command(folder: RunFolder, phase: str, *more: str) -> tuple[str, ...]:

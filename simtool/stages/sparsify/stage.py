@@ -6,35 +6,32 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simtool import engines, environment
-from simtool.blocks import lipschitz, to_json
+from simtool import engines
 from simtool.engines import Engine, EngineOptions
 from simtool.errors import InputError, OptionError, OutputError
+from simtool.networks import Network, NetworkSpec, load_network
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.solvers import backends
-from simtool.stages.sparsify import agreement, budget, constraints, elimination, local, remote
+from simtool.stages.sparsify import agreement, constraints, local, remote
 from simtool.stages.sparsify.estimate import estimate, require_room
 from simtool.stages.sparsify.finish import finish, finished
-from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
-from simtool.stages.sparsify.options import SparsifyOptions, resolve
+from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.request import Request, require_trust
+from simtool.stages.sparsify.spec import constraints_asked, make_spec
 from simtool.stages.sparsify.status import status
+from simtool.stages.sparsify.student import require_network
 from simtool.stages.sparsify.work import Plan, constraints_of, plan_of
-from simtool.states import States, StatesHeader, open_states
+from simtool.states import States, open_states
 
 if TYPE_CHECKING:
     from simtool.engines.slurm import Jobs
 
 _log = logging.getLogger("simtool")
-# In a spec only where they are used: specs written before these were known stay the same.
-_LATER_OPTIONS = (
-    *("untied", "target_sparsity", "target_nnz", "anchor"),
-    *("paths", "pattern", "sequential", "kappa_relative"),
-)
 
 
 def sparsify(
@@ -44,6 +41,7 @@ def sparsify(
     *,
     engine: str | EngineOptions = "process",
     workers: int | None = None,
+    network: NetworkSpec | None = None,
     allow_mixed: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
@@ -55,6 +53,7 @@ def sparsify(
     output : the run folder; an unfinished run with the same spec is resumed, a finished one is returned
     options : what is asked of every row
     engine, workers : where rows are solved; no effect on the answer
+    network : the network that the states came from, where options.sequential has to run it
     allow_mixed : let machines work on the run whose packages, BLAS or CPU differ; recorded in the model
 
     Returns
@@ -71,10 +70,9 @@ def sparsify(
     folder = RunFolder(Path(output))
     with _started(where, folder) as early, open_states(Path(states)) as source:
         source.verify_content()
-        asked, options = _constraints(source, options or SparsifyOptions())
-        return _Call(folder, source, _spec(source, options), where, allow_mixed, progress, early).carry_out(
-            asked
-        )
+        asked, options = constraints_asked(source, options or SparsifyOptions())
+        spec = make_spec(source, options)
+        return _Call(folder, source, spec, where, allow_mixed, progress, early, network).carry_out(asked)
 
 
 def resume(
@@ -135,8 +133,8 @@ def dry_run(
     """What :func:`sparsify` would take in time, memory and disk; writes nothing. See :class:`Estimate`."""
     where = engine if isinstance(engine, EngineOptions) else EngineOptions(engine, workers)
     with open_states(Path(states)) as source:
-        _, options = _constraints(source, options or SparsifyOptions())
-        return estimate(Plan(_spec(source, options)), where, Path(output)).to_json()
+        _, options = constraints_asked(source, options or SparsifyOptions())
+        return estimate(Plan(make_spec(source, options)), where, Path(output)).to_json()
 
 
 @contextmanager
@@ -165,6 +163,7 @@ class _Call:
     allow_mixed: bool
     progress: Progress
     early: Engine | None
+    network: NetworkSpec | None = None
 
     def carry_out(self, asked: constraints.Constraints) -> dict[str, Any]:
         """Return the result of a finished run; else go on with it."""
@@ -178,6 +177,7 @@ class _Call:
             jobs = remote.jobs_at_work(folder)
             if jobs is not None:
                 return self._follow(jobs)
+        network = self._network()
         backends.require(self.spec["options"]["solver"])
         _check_own_objective(Plan(self.spec))
         engine = self.early or (None if where.name in engines.BATCH else engines.get(where))
@@ -190,7 +190,7 @@ class _Call:
                 if result is not None:
                     return result
                 if engine is not None:
-                    return self._solve(plan, engine)
+                    return self._solve(plan, engine, network)
                 jobs = remote.submit(folder, plan, self.source, where)
         finally:
             if engine is not None:
@@ -215,9 +215,18 @@ class _Call:
         _warn_if_interpolating(plan)
         return plan
 
-    def _solve(self, plan: Plan, engine: Engine) -> dict[str, Any]:
+    def _network(self) -> Network | None:
+        """The network that --sequential runs between layers; None where states are all it needs."""
+        plan = Plan(self.spec)
+        if not (plan.options.sequential and plan.layers):
+            return None
+        found = None if self.network is None else load_network(self.network, self.source.header.input_shape)
+        require_network(self.source, found)
+        return found
+
+    def _solve(self, plan: Plan, engine: Engine, network: Network | None) -> dict[str, Any]:
         started = time.perf_counter()
-        times = local.solve(self.folder, plan, self.source, engine, self.progress)
+        times = local.solve(self.folder, plan, self.source, engine, self.progress, network)
         return finish(self.folder, plan, self.source, times, time.perf_counter() - started)
 
     def _follow(self, jobs: Jobs) -> dict[str, Any]:
@@ -240,100 +249,6 @@ def _already(folder: RunFolder, plan: Plan) -> dict[str, Any] | None:
         _log.info("%s is finished already; its result is returned", folder.path)
         folder.remove_work()  # left by a process that ended right after it had finished
     return result
-
-
-def _constraints(source: States, options: SparsifyOptions) -> tuple[constraints.Constraints, SparsifyOptions]:
-    """The mask and sample weights that ``options`` name by their files, and options that name them by content."""
-    header = source.header
-    if is_tied(header, options):
-        _require_plain(options, header)
-        return constraints.NONE, options
-    if options.anchor is not None:
-        raise OptionError(
-            f"--anchor {options.anchor} belongs to rows of layers whose weights are shared over positions; these rows are those of single "
-            "states. Leave it out, or use --objective elastic-net."
-        )
-    if not header.states:
-        raise InputError(
-            f"{source.path} holds the columns of layers alone, no states, which --structure {options.structure}"
-            f"{' --untied' if options.untied else ''} needs. Extract again with --blocks '*' or the blocks that shall take part, or use "
-            "--structure layered."
-        )
-    if options.structure == "layered" and not header.whole:
-        raise InputError(
-            f"{source.path} holds the states of some blocks only, and rows of --structure layered may need others. Extract again "
-            "without --blocks, or use --structure dag or free."
-        )
-    rows, features = header.states + header.outputs, header.states + header.inputs
-    own = options.weight_samples if options.weights_file else None
-    asked = constraints.read(options.mask, own, rows, features, header.samples)
-    weights = asked.weights_sha256 if options.weights_file else options.weight_samples
-    return asked, replace(options, mask=asked.mask_sha256, weight_samples=weights)
-
-
-def is_tied(header: StatesHeader, options: SparsifyOptions) -> bool:
-    """Whether rows are those of the network's layers, their weights shared over positions."""
-    return bool(header.layers) and options.structure == "layered" and not options.untied
-
-
-def _require_plain(options: SparsifyOptions, header: StatesHeader) -> None:
-    """Refuse what is asked of states, not of layers."""
-    asked = {
-        "--mask": options.mask,
-        "--weight-samples": options.weight_samples if options.weights_file else None,
-        "--eliminate": None if options.eliminate == "none" else options.eliminate,
-    }
-    for option, value in asked.items():
-        if value is not None:
-            raise OptionError(
-                f"{option} {value} counts by states and samples; the rows of this network are those of layers whose weights are shared over "
-                f"positions. Leave it out{', or add --untied for rows of single states' if header.whole else ''}."
-            )
-
-
-def spec_of(source: States, options: SparsifyOptions) -> dict[str, Any]:
-    """The spec of a run of ``options`` on ``source``. Raises OptionError or InputError where :func:`sparsify` would."""
-    return _spec(source, _constraints(source, options)[1])
-
-
-def _spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
-    """Everything that defines the answer."""
-    header = source.header
-    tied = is_tied(header, options)
-    elimination.check_features(options.features, header.states, header.inputs, header.has_bias)
-    largest = float(lipschitz(header.blocks).max(initial=1e-12))
-    resolved = resolve(options, largest)
-    own: dict[str, Any] = {}
-    if tied:
-        own["layers"] = [layer.to_json() for layer in header.layers]
-    wanted = budget.spec_of(options, header, tied)
-    if wanted is not None:
-        own["budget"] = wanted
-    if options.custom:
-        from simtool.solvers.custom.objective import load
-
-        own["objective"] = {"source_sha256": load(options.objective).source_sha256}
-    return {
-        **own,
-        "format_version": SPEC_VERSION,
-        "options": {
-            key: value for key, value in asdict(resolved).items() if value or key not in _LATER_OPTIONS
-        },
-        "sizes": {"n": header.states, "p": header.inputs, "q": header.outputs, "m": header.samples},
-        "blocks": to_json(header.blocks),
-        "output_parents": list(header.output_parents),
-        "has_bias": header.has_bias,
-        "states": {"content_sha256": source.content_sha256()},
-        "environment": environment.fingerprint(_packages(resolved)),
-    }
-
-
-def _packages(options: SparsifyOptions) -> tuple[str, ...]:
-    """What solves the rows of resolved ``options`` beside our own code; the bound of an objective of one's own is always Clarabel's."""
-    cones = {name for name in ("clarabel", "mosek", "scs") if name == options.solver}
-    if options.custom:
-        cones |= {"clarabel"}
-    return ("cvxpy", *sorted(cones)) if cones else ()
 
 
 def _check_own_objective(plan: Plan) -> None:

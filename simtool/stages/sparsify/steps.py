@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from simtool.stages.sparsify import budget, elimination
+from simtool.stages.sparsify import budget, elimination, sequential
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.paths import path_file
 from simtool.stages.sparsify.work import Plan, assemble_gram, gram_array
@@ -20,6 +20,9 @@ class Steps:
     Attributes
     ----------
     rows : the shards of rows to be solved, those that take longest first, so that the workers end together
+    depth : the smallest depth of these (see :mod:`simtool.stages.sparsify.sequential`); all have 0 without --sequential
+    refresh : whether the groups of that depth still lack the states that they are fitted on
+    ready : which of ``rows`` can be solved before anything is refreshed, or after it where that is what comes first
     grams : the Gram matrices these need that are not assembled
     tiles : the tiles of these to be computed
     choose : whether ``--eliminate heuristic`` has to choose its features first, or a budget the supports of the rows
@@ -42,6 +45,9 @@ class Steps:
             index for index in range(len(plan.shards)) if self.choose or not folder.holds(folder.shard(index))
         ]
         self.rows = sorted(undone, key=lambda index: (-_work(plan, index), index))
+        self.depth = min((self.depth_of(index) for index in self.rows), default=0)
+        self.refresh = not sequential.is_ready(folder, plan, self.depth)
+        self.ready = [index for index in self.rows if self.depth_of(index) == self.depth]
         needed = {plan.groups[plan.shards[index].group].gram for index in self.rows} & set(plan.grams)
         self.grams = [name for name in sorted(needed) if not folder.is_sealed(gram_array(plan, name))]
         self.tiles = [
@@ -49,6 +55,10 @@ class Steps:
             for index, tile in enumerate(plan.tiles)
             if tile[0] in self.grams and not folder.holds(folder.tile(index))
         ]
+
+    def depth_of(self, index: int) -> int:
+        """The depth of shard ``index``."""
+        return self.plan.depths[self.plan.shards[index].group]
 
     def assemble(self) -> None:
         """Join the tiles, all of which must be there, to the matrices that the rows need."""

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from simtool.blocks import check, from_json
+from simtool.blocks import Block, check, from_json
 from simtool.certificate import FIXED_SUPPORT, NORMAL_EQUATIONS
 from simtool.design import SAMPLE_TILE, Design
 from simtool.errors import FormatError
 from simtool.layers import from_json as layers_from_json
 from simtool.problem import RowSet
 from simtool.solvers import regime
-from simtool.stages.sparsify import budget, constraints, relative
+from simtool.stages.sparsify import budget, constraints, relative, sequential
 from simtool.stages.sparsify.answer import Task, answer
 from simtool.stages.sparsify.elimination import kept_features, proven_bits
 from simtool.stages.sparsify.folder import RunFolder
@@ -69,14 +69,15 @@ class Plan:
         self.options = SparsifyOptions(**spec["options"])
         # Only a run whose rows are those of layers has this section.
         self.layers = layers_from_json(spec.get("layers", []))
+        self.blocks: tuple[Block, ...] = ()
         if self.layers:
             self.groups, self.banks = layer_groups(self.layers, self.options.anchor is not None)
         else:
-            blocks = from_json(spec["blocks"])
-            check(blocks, self.n, spec["output_parents"])
+            self.blocks = from_json(spec["blocks"])
+            check(self.blocks, self.n, spec["output_parents"])
             self.groups = row_groups(
                 self.options.structure,
-                blocks,
+                self.blocks,
                 spec["output_parents"],
                 self.p,
                 self.q,
@@ -85,6 +86,7 @@ class Plan:
             whole = Bank("design", "targets", (0, self.n + self.p), (0, self.n + self.q), self.m)
             self.banks = (whole,)
         self.budget: int | None = int(spec["budget"]["nnz"]) if "budget" in spec else None
+        self.depths = self._depths()
         self._is_state, self._is_bias = self._kinds()
         # Only a run with an objective of the user's own has this section.
         self._source_sha256 = spec.get("objective", {}).get("source_sha256")
@@ -103,6 +105,18 @@ class Plan:
     def rows(self) -> int:
         """Of all together: n + q, or those of the layers."""
         return self.banks[-1].rows[1]
+
+    def _depths(self) -> tuple[int, ...]:
+        """Of each group: 0, but with --sequential."""
+        if not self.options.sequential:
+            return (0,) * len(self.groups)
+        if self.layers:
+            return sequential.layer_depths(self.groups, [layer.reads_input for layer in self.layers])
+        return sequential.depths(self.groups, self.n)
+
+    def at_depth(self, depth: int) -> list[int]:
+        """The groups of ``depth``."""
+        return [index for index, own in enumerate(self.depths) if own == depth]
 
     def samples(self, group: RowGroup) -> int:
         """Samples of the group's rows."""
@@ -272,7 +286,7 @@ def row_sets(folder: RunFolder, shard: Shard, kept: np.ndarray | None = None) ->
     for at, features in constraints.pieces(allowed, plan.smooth(group), rows.size):
         part = replace(group, features=group.features[features])
         usable = None if allowed is None else allowed[np.ix_(at, features)]
-        w, chosen, gram = design_of(folder, plan, part)
+        w, chosen, gram = fitted_design_of(folder, plan, shard.group, part)
         z = targets if at.size == rows.size else targets[at]
         design = Design(w, gram, asked.sample_weight, chosen)
         piece = Piece(at, part, problems(plan, part, design, z, usable))
@@ -302,6 +316,18 @@ def design_of(
         run = _as_slice(at)
         gram = np.asarray(mapped[run, run]) if run is not None else mapped[np.ix_(at, at)]
     return w, chosen, gram
+
+
+def fitted_design_of(
+    folder: RunFolder, plan: Plan, index: int, group: RowGroup
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The same for what rows of group ``index`` are fitted on, ``group`` with some of its features: with --sequential from depth 1 on
+    the states of the part that is sparse already."""
+    if plan.depths[index] == 0:
+        return design_of(folder, plan, group)
+    at = np.searchsorted(plan.groups[index].features, group.features)
+    gram = folder.map_array(sequential.gram_array(index))[np.ix_(at, at)]
+    return folder.map_array(sequential.design_array(index)), at, gram
 
 
 def _as_slice(indices: np.ndarray) -> slice | None:
@@ -361,7 +387,9 @@ def solve_shard(folder: RunFolder, index: int) -> dict[str, Any]:
         **columns,
     }
     if proven:
-        arrays["proven"] = np.concatenate(proven)  # --eliminate takes no mask: pieces come in the order of their rows
+        arrays["proven"] = np.concatenate(
+            proven
+        )  # --eliminate takes no mask: pieces come in the order of their rows
     folder.store(folder.shard(index), arrays)
     return {
         "rows": count,
