@@ -82,7 +82,7 @@ def paths(
     Equal costs go in the order of the features. k0 is ``start``, or the number of live features where that is smaller.
     Raises InputError for arrays that do not fit together or are not finite, OptionError for ``start`` < 1.
     """
-    problem = _Problem(gram, correlations, squares)
+    problem = Problem(gram, correlations, squares)
     if start is not None and start < 1:
         raise OptionError(f"elimination must start from at least 1 feature, got {start}.")
     group = np.zeros(problem.d, dtype=np.int64)
@@ -100,6 +100,7 @@ def patterned(
     keep: int,
     of: int,
     exempt: np.ndarray | None = None,
+    between: Callable[[int], None] | None = None,
 ) -> Paths:
     """The same, for a pattern such as 2:4: of every ``of`` consecutive features at most ``keep`` stay.
 
@@ -107,7 +108,7 @@ def patterned(
     than ``keep``: row i fits the pattern at size k0 - free[i], and at every smaller one. ``exempt`` features (a bias) belong to no group;
     groups count features in their places in ``gram``, the exempt ones too, and the last one may be shorter.
     """
-    problem = _Problem(gram, correlations, squares)
+    problem = Problem(gram, correlations, squares)
     if not 1 <= keep <= of:
         raise OptionError(f"a pattern keeps 1 to M of M consecutive features, got {keep}:{of}.")
     groups = -(-problem.d // of)
@@ -116,13 +117,13 @@ def patterned(
     least[groups] = problem.d
     if exempt is not None:
         group[_mask(exempt, problem.d)] = groups
-    return problem.eliminate(group, least, None, None)
+    return problem.eliminate(group, least, None, between)
 
 
 def start_size(live: int, kept: float) -> int | None:
     """A good ``start`` for ``live`` features of which a row keeps ``kept`` on average; None for all of them."""
-    wanted = max(_LEAST_START, math.ceil(_START_PER_KEPT * kept))
-    return None if live <= ALL_FEATURES or wanted > _LARGEST_START * live else wanted
+    wanted = max(float(_LEAST_START), _START_PER_KEPT * kept)
+    return None if live <= ALL_FEATURES or wanted > _LARGEST_START * live else math.ceil(wanted)
 
 
 def _mask(exempt: np.ndarray, d: int) -> np.ndarray:
@@ -134,7 +135,7 @@ def _mask(exempt: np.ndarray, d: int) -> np.ndarray:
     return mask
 
 
-class _Problem:
+class Problem:
     """Checked arrays, live features alone, in units (powers of two, so nothing is rounded) in which all is near 1."""
 
     def __init__(self, gram: np.ndarray, correlations: np.ndarray, squares: np.ndarray) -> None:
