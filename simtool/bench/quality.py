@@ -16,7 +16,7 @@ from simtool.bench import cases, machine
 from simtool.bench import quality_report as report
 from simtool.bench.arrays import DATA
 from simtool.bench.pruners import PEERS
-from simtool.bench.quality_measure import Score, Subject, Test, known_recipes, measure
+from simtool.bench.quality_measure import RECIPES, Score, Subject, Test, measure
 from simtool.bench.quality_quoted import QUOTED
 from simtool.bench.quality_summary import lines, targets
 from simtool.bench.quality_train import train
@@ -102,13 +102,13 @@ def bench_quality(
         tuple(dict.fromkeys(options.of("samples"))),
         max(options.of("seeds"), len(options.networks)),
     )
-    test, recipes = _test(data), known_recipes()
+    test = _test(data)
     _enough(data, max(samples))
     warm("native")
     scores: list[Score] = []
     dense: dict[int, list[float]] = {count: [] for count in samples}
     sizes: list[str] = []
-    models = len(sparsity) * (len(recipes) + sum(len(peer.budgets) for peer in PEERS))
+    models = len(sparsity) * (len(RECIPES) + sum(len(peer.budgets) for peer in PEERS))
     progress.start(seeds * len(samples) * models, "models", "bench quality")
 
     def ended(name: str) -> None:
@@ -119,11 +119,11 @@ def bench_quality(
         for subject in _subjects(options, data, samples, seeds, test, Path(scratch)):
             sizes.append(subject.network.sizes)
             dense[subject.calibration.m].append(subject.dense_accuracy)
-            scores += measure(subject, sparsity, ended, recipes)
+            scores += measure(subject, sparsity, ended)
         described = machine.describe()
     progress.finish()
     name = sizes[0] if len(set(sizes)) == 1 else "networks of several sizes"
-    found = lines(scores, recipes)
+    found = lines(scores)
     goals = targets(found, name, data, seeds)
     content = {
         "machine": described,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from math import floor
 from pathlib import Path
 from time import process_time
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from simtool.bench.pruners import PEERS
-from simtool.bench.pruners.peers import OURS as OUR_BUDGETS
 from simtool.bench.pruners.peers import Peer
 from simtool.bench.quality_network import Calibration, DenseNetwork, accuracy, agreement, read
 from simtool.bench.quality_prune import Work, budgets, prune, tune
@@ -35,12 +34,6 @@ class Recipe:
 DEFAULT = Recipe("simtool", "simtool")
 CONVEX = Recipe("simtool-convex", "simtool, convex path only", {"paths": "reweighted"})
 RECIPES = (DEFAULT, CONVEX)
-
-
-def known_recipes(recipes: Sequence[Recipe] = RECIPES) -> tuple[Recipe, ...]:
-    """Those of ``recipes`` whose options this version of sparsify has."""
-    known = {one.name for one in fields(SparsifyOptions)}
-    return tuple(recipe for recipe in recipes if set(recipe.options) <= known)
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,10 @@ class Subject:
 
 
 def measure(
-    subject: Subject, sparsities: Sequence[float], done: Callable[[str], None], recipes: Sequence[Recipe]
+    subject: Subject,
+    sparsities: Sequence[float],
+    done: Callable[[str], None],
+    recipes: Sequence[Recipe] = RECIPES,
 ) -> Iterator[Score]:
     """Every method at each of ``sparsities``; ``done`` is called with a name after each."""
     dense = subject.network.outputs(subject.test.inputs)
@@ -201,8 +197,3 @@ def _timed() -> Iterator[list[float]]:
     started = process_time()
     yield found
     found[0] = process_time() - started
-
-
-def same_budgets(score: Score) -> bool:
-    """Whether a peer was given our layer budgets."""
-    return score.budget == OUR_BUDGETS

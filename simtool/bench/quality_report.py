@@ -13,6 +13,7 @@ from simtool.bench import table
 from simtool.bench.drawing import _COLOURS, encode, figure
 from simtool.bench.pruners.peers import GLOBAL, UNIFORM
 from simtool.bench.pruners.peers import OURS as OUR_BUDGETS
+from simtool.bench.quality_measure import RECIPES
 from simtool.bench.quality_quoted import QUOTED
 from simtool.bench.quality_summary import Line, Target, spread
 from simtool.errors import OutputError
@@ -134,7 +135,7 @@ def tables(
 
 # --- picture ----------------------------------------------------------------------------------------------------------
 
-_ORDER = ("simtool", "simtool-convex", "alps", "obc", "sparsegpt", "wanda", "magnitude")
+_ORDER = (*(recipe.name for recipe in RECIPES), "alps", "obc", "sparsegpt", "wanda", "magnitude")
 
 
 _NEAR = 16.0  # percent points below the dense network that the middle panel shows

@@ -10,7 +10,7 @@ from typing import Any
 from simtool.bench import cases
 from simtool.bench.pruners import PEERS
 from simtool.bench.pruners.peers import OURS as OUR_BUDGETS
-from simtool.bench.quality_measure import CONVEX, DEFAULT, Recipe, Score
+from simtool.bench.quality_measure import CONVEX, DEFAULT, RECIPES, Recipe, Score
 
 # Accuracy in percent on case F by sparsity: what is asked for, and what distillation reaches with training.
 AT_LEAST = {
@@ -54,9 +54,9 @@ def spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def lines(scores: Sequence[Score], recipes: Sequence[Recipe]) -> tuple[Line, ...]:
+def lines(scores: Sequence[Score]) -> tuple[Line, ...]:
     """One for every method, budget, tuning, number of samples and sparsity, in the order they were first met."""
-    labels = {recipe.name: recipe.label for recipe in recipes} | {peer.name: peer.label for peer in PEERS}
+    labels = {recipe.name: recipe.label for recipe in RECIPES} | {peer.name: peer.label for peer in PEERS}
     groups: dict[tuple[Any, ...], list[Score]] = {}
     for score in scores:
         key = (score.samples, score.method, score.budget, score.tuned, score.sparsity)

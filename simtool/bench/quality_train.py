@@ -43,8 +43,8 @@ def train(sizes: str, data: str, seed: int, epochs: int, folder: Path) -> Networ
     try:
         pixels = np.concatenate(list(source.batches(source.select(None, 0), 4096)))
         inputs, classes = torch.from_numpy(pixels.reshape(len(pixels), -1)), torch.from_numpy(labels)
-        network = mlp(sizes)
         with torch.random.fork_rng(devices=[]):
+            network = mlp(sizes)
             torch.manual_seed(seed)
             for layer in network:
                 if isinstance(layer, nn.Linear):

@@ -51,7 +51,7 @@ PEERS = (
         "ALPS-like",
         lambda: admm,
         (UNIFORM, OURS),
-        {**_UPDATES, "damping": (1e-2, 1e-3, 1e-4), "rho": (0.1, 0.01)},
+        {**_UPDATES, "damping": (1e-2, 1e-3, 1e-4), "rho": (0.1, 0.01, 0.001)},
     ),
     Peer("obc", "OBC", OBC, (UNIFORM, OURS), {**_UPDATES, "damping": (1e-2, 1e-3, 1e-4)}),
 )
