@@ -18,8 +18,8 @@ from simtool.solvers import conic
 from simtool.stages.extract import extract
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of
+from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.stage import sparsify
-from simtool.stages.sparsify.work import Plan
 from simtool.states import open_states
 
 # Penalties that leave a row up to about a hundred non-zeros at 500 samples (least squares cannot: it has none). The

@@ -22,9 +22,10 @@ from simtool.stages.sparsify import elimination, elimination_rounds
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.inputs import write_inputs
 from simtool.stages.sparsify.options import SparsifyOptions
+from simtool.stages.sparsify.plan import plan_of
 from simtool.stages.sparsify.stage import sparsify
 from simtool.stages.sparsify.structure import RowGroup
-from simtool.stages.sparsify.work import gram_array, plan_of, row_set
+from simtool.stages.sparsify.work import gram_array, row_set
 from simtool.states import open_states
 
 STRUCTURES = ("layered", "dag", "free")

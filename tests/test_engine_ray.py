@@ -27,8 +27,8 @@ from simtool.engines.shards import read_shard, write_shard
 from simtool.errors import InputError, OptionError, WorkerError
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions
+from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.stage import sparsify
-from simtool.stages.sparsify.work import Plan
 
 SOLVE = "simtool.stages.sparsify.tasks:shard"
 HERE = str(Path(__file__).parent)

@@ -24,9 +24,9 @@ from simtool.solvers.warm import warm
 from simtool.stages.sparsify.folder import SPEC_VERSION, RunFolder
 from simtool.stages.sparsify.local import run_tasks
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
+from simtool.stages.sparsify.plan import plan_of
 from simtool.stages.sparsify.steps import Steps
 from simtool.stages.sparsify.tasks import ROWS, TILES
-from simtool.stages.sparsify.work import plan_of
 
 MIB = 2**20
 MOST = 300 * MIB

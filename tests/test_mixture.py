@@ -13,8 +13,8 @@ from simtool.engines.slurm import SlurmOptions
 from simtool.progress import Progress
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions
+from simtool.stages.sparsify.plan import plan_of
 from simtool.stages.sparsify.stage import resume, sparsify
-from simtool.stages.sparsify.work import plan_of
 
 __all__ = ["cluster", "slurm", "slurm_session"]  # fixtures
 pytestmark = pytest.mark.slow

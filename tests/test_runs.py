@@ -39,10 +39,10 @@ from simtool.stages.sparsify import agreement, estimate, lock, tracks
 from simtool.stages.sparsify.batch import work
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions
+from simtool.stages.sparsify.plan import plan_of
 from simtool.stages.sparsify.request import Request
 from simtool.stages.sparsify.stage import dry_run, resume, sparsify
 from simtool.stages.sparsify.status import cancel, status
-from simtool.stages.sparsify.work import plan_of
 
 L1 = SparsifyOptions(objective="l1", beta=4.0)
 

@@ -26,10 +26,10 @@ from simtool.model import load_model
 from simtool.stages.sparsify import estimate
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of, resolve
+from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.spec import packages_of
 from simtool.stages.sparsify.stage import sparsify
 from simtool.stages.sparsify.structure import SHARD_ROWS_MOST, row_groups, shards
-from simtool.stages.sparsify.work import Plan
 
 BLOCKS = (
     Block("late", make("relu"), 0, 3, (3,), ("early", BIAS)),

@@ -23,8 +23,8 @@ from simtool.networks import NetworkSpec
 from simtool.problem import RowSet
 from simtool.stages.extract import extract
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of, resolve
+from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.structure import FULL, RowGroup
-from simtool.stages.sparsify.work import Plan
 from simtool.states import open_states
 
 _log = logging.getLogger("simtool")

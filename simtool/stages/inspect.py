@@ -18,7 +18,7 @@ from simtool.stages import replay as replaying
 from simtool.stages.inspect_layers import certificate, layer_facts, layer_row, layer_table
 from simtool.stages.sparsify import elimination
 from simtool.stages.sparsify.folder import RunFolder
-from simtool.stages.sparsify.work import Plan
+from simtool.stages.sparsify.plan import Plan
 from simtool.states import open_states
 
 

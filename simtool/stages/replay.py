@@ -27,8 +27,9 @@ from simtool.stages.sparsify.anchor import anchored
 from simtool.stages.sparsify.answer import Answer, Task, answer, judge, statuses
 from simtool.stages.sparsify.elimination import kept_features
 from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.structure import RowGroup
-from simtool.stages.sparsify.work import Plan, constraints_of, kept_group, problems
+from simtool.stages.sparsify.work import constraints_of, kept_group, problems
 from simtool.states import States, open_states
 
 MAGIC = "simtool-row"

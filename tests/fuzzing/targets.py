@@ -123,7 +123,7 @@ def read_spec(path: Path) -> str:
 
 def read_plan(path: Path) -> str:
     from simtool.stages.sparsify.folder import RunFolder
-    from simtool.stages.sparsify.work import plan_of
+    from simtool.stages.sparsify.plan import plan_of
 
     plan = plan_of(RunFolder(path.parent))
     assert all(0 <= shard.start < shard.stop <= plan.rows for shard in plan.shards)

@@ -17,7 +17,8 @@ import numpy as np
 from simtool.errors import FormatError
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.paths import path_file
-from simtool.stages.sparsify.work import Plan, gram_array
+from simtool.stages.sparsify.plan import Plan
+from simtool.stages.sparsify.work import gram_array
 from simtool.temporary import beside
 
 # Of coefficients, not of the supports that paths offer them.

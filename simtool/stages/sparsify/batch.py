@@ -15,12 +15,12 @@ from simtool.progress import NO_PROGRESS, Progress
 from simtool.stages.sparsify import agreement, local, lock, sequential, tracks
 from simtool.stages.sparsify.finish import Times, finish, finished
 from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.plan import Plan, plan_of
 from simtool.stages.sparsify.remote import MERGE, PREPARE, WHOLE, missing
 from simtool.stages.sparsify.request import Request, require_trust
 from simtool.stages.sparsify.steps import Steps
 from simtool.stages.sparsify.student import BlockStudent
 from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
-from simtool.stages.sparsify.work import Plan, plan_of
 from simtool.states import open_states
 
 PHASES = (TILES, PREPARE, PATHS, ROWS, MERGE, WHOLE)

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simtool.errors import FormatError, OptionError
+from simtool.stages.sparsify import sample_weights
+from simtool.stages.sparsify.budget_options import FISHER
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.paths import fitted_supports, path_file
 from simtool.states import States, StatesHeader
 
 if TYPE_CHECKING:
     from simtool.stages.sparsify.options import SparsifyOptions
+    from simtool.stages.sparsify.plan import Plan
     from simtool.stages.sparsify.structure import Shard
-    from simtool.stages.sparsify.work import Plan
 
 _WEIGHTS = "row-weights"
 
@@ -38,7 +40,8 @@ def spec_of(options: SparsifyOptions, header: StatesHeader, tied: bool) -> dict[
             )
         total = math.floor((1.0 - options.target_sparsity) * header.baseline_nnz)
     if total is None:
-        return None
+        # A pattern alone is its own limit: room for whatever fits it.
+        return None if options.pattern is None else {"nnz": _everything(header, tied)}
     carried = header.carried_nnz if tied else 0
     if total < carried:
         raise OptionError(
@@ -49,9 +52,21 @@ def spec_of(options: SparsifyOptions, header: StatesHeader, tied: bool) -> dict[
     return {"nnz": total - carried, "total": total}
 
 
+def _everything(header: StatesHeader, tied: bool) -> int:
+    """Rows times features."""
+    if tied:
+        return sum(layer.rows * layer.features for layer in header.layers)
+    return (header.states + header.outputs) * (header.states + header.inputs)
+
+
 def write_weights(folder: RunFolder, plan: Plan, source: States) -> None:
     """Leave what a unit of loss of each row costs at the outputs, for :func:`choose`."""
     weights = row_weights(plan, source)
+    if plan.options.weighs_rows:
+        sample_weights.write(folder, plan, source)
+        # A loss counts its samples' weights already: those of Fisher in whole, those of the gates but for their mean.
+        is_fisher = plan.options.weight_samples == FISHER
+        weights = np.full(plan.rows, 1.0 / plan.m) if is_fisher else weights / sample_weights.means(folder)
     try:
         if np.array_equal(folder.map_array(_WEIGHTS), weights):
             return
@@ -85,7 +100,7 @@ def choose(folder: RunFolder, index: int) -> dict[str, Any]:
     """Share the budget out over all rows by the losses of their paths, and store each row's support."""
     del index
     from simtool.budget import allocation
-    from simtool.stages.sparsify.work import plan_of
+    from simtool.stages.sparsify.plan import plan_of
 
     plan = plan_of(folder)
     assert plan.budget is not None

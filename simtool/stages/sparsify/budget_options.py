@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from simtool.stages.sparsify.options import SparsifyOptions
 
 PATHS = ("elimination", "lasso", "reweighted", "perspective")
-GATE = "gate"
+# Weights of samples by row, that --weight-samples takes beside a file.
+GATE, FISHER = "gate", "fisher"
 _LARGEST_PATTERN = 64
 
 
@@ -73,6 +74,11 @@ def check_budget(options: SparsifyOptions) -> None:
             raise OptionError(
                 f"{option} chooses the features of every row itself: leave {other} {value} out."
             )
+    if options.weighs_rows and (options.pattern is not None or options.paths not in (None, "elimination")):
+        other = f"--pattern {options.pattern}" if options.pattern is not None else f"--paths {options.paths}"
+        raise OptionError(
+            f"--weight-samples {options.weight_samples} finds supports by elimination with each row's own weights. Leave {other} out."
+        )
     if options.sequential and options.structure == "free":
         raise OptionError(
             "--sequential goes from layer to layer, and in --structure free every state may feed every other. Use --structure layered or dag."
@@ -90,7 +96,7 @@ def _require_budget(options: SparsifyOptions) -> None:
     given = {
         "--paths": options.paths,
         "--sequential": options.sequential or None,
-        "--weight-samples gate": GATE if options.weight_samples == GATE else None,
+        f"--weight-samples {options.weight_samples}": options.weight_samples if options.weighs_rows else None,
     }
     for option, value in given.items():
         if value is not None:

@@ -22,8 +22,8 @@ from simtool.screening import inactive
 from simtool.stages.sparsify.folder import RunFolder
 
 if TYPE_CHECKING:
+    from simtool.stages.sparsify.plan import Plan
     from simtool.stages.sparsify.structure import RowGroup
-    from simtool.stages.sparsify.work import Plan
 
 ELIMINATION_VERSION = 1
 _RESULT_KEYS = frozenset({"eliminated_features", "eliminated_per_row_mean"})

@@ -30,8 +30,9 @@ from simtool.problem import RowSet
 from simtool.screening import multiplier_bound
 from simtool.solvers import native
 from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.plan import Plan, plan_of
 from simtool.stages.sparsify.structure import Shard
-from simtool.stages.sparsify.work import Plan, plan_of, row_set
+from simtool.stages.sparsify.work import row_set
 
 LEAST_FRACTION = 0.1
 # The rounds choose features and prove nothing; the rows are solved and certified afterwards.

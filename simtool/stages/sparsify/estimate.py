@@ -20,8 +20,8 @@ from simtool.environment import free_memory
 from simtool.errors import InputError, OutputError
 from simtool.progress import format_seconds
 from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.structure import GRAM_TILE
-from simtool.stages.sparsify.work import Plan
 
 _log = logging.getLogger("simtool")
 # Interpreter, numpy, scipy and numba; with the cone solvers CVXPY comes on top.

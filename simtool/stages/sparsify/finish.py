@@ -19,8 +19,8 @@ from simtool.stages.sparsify import budget, elimination, tracks
 from simtool.stages.sparsify.expand import implicit_of
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.merge import merge, merge_layers, spec_sha256
+from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.tasks import ROWS
-from simtool.stages.sparsify.work import Plan
 from simtool.states import States
 
 _log = logging.getLogger("simtool")
@@ -76,11 +76,11 @@ def _compare_with_budget(folder: RunFolder, plan: Plan, nnz: int) -> None:
     """Say why a model has fewer non-zeros than were asked for."""
     asked = folder.read_spec().get("budget", {}).get("total")
     if asked is not None and nnz < asked:
-        reason = (
-            "kappa makes some of them zero"
-            if plan.options.kappa is not None
-            else "no row can use more of them"
-        )
+        reason = "no row can use more of them"
+        if plan.options.kappa is not None:
+            reason = "kappa makes some of them zero"
+        elif plan.options.pattern is not None:
+            reason = f"rows of the pattern {plan.options.pattern} have no more places"
         _log.warning("%d non-zeros were asked for, the model has %d: %s", asked, nnz, reason)
 
 

@@ -12,10 +12,10 @@ from simtool.stages.sparsify import budget, elimination, sequential
 from simtool.stages.sparsify.finish import Times
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.inputs import write_inputs
+from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.steps import Steps
 from simtool.stages.sparsify.student import Student, student_of
 from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
-from simtool.stages.sparsify.work import Plan
 from simtool.states import States
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def solve(
     if steps.paths:
         from simtool.budget.warm import warm as warm_paths
 
-        warm_paths()
+        warm_paths(plan.options.paths)
     engine.prepare(_KERNEL if native else IMPORTS, max(len(steps.rows), len(steps.tiles)))
     write_inputs(folder, source, bool(plan.layers), plan.options.anchor or 0.0)
     times.gram_seconds = run_tasks(folder, plan, engine, TILES, steps.tiles, progress, times)

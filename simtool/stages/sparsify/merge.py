@@ -13,7 +13,8 @@ from scipy import sparse
 from simtool.model import CertificateTable, ImplicitModel, SparseLayers
 from simtool.stages.sparsify.agreement import foreign
 from simtool.stages.sparsify.folder import RunFolder
-from simtool.stages.sparsify.work import CERTIFICATE_FIELDS, Plan
+from simtool.stages.sparsify.plan import Plan
+from simtool.stages.sparsify.work import CERTIFICATE_FIELDS
 from simtool.states import States
 
 

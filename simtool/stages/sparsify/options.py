@@ -12,7 +12,7 @@ from simtool.importing import is_reference
 from simtool.penalty import Penalty
 from simtool.problem import Objective
 from simtool.solvers import SOLVERS
-from simtool.stages.sparsify.budget_options import GATE, check_budget
+from simtool.stages.sparsify.budget_options import FISHER, GATE, check_budget
 from simtool.stages.sparsify.constraints import SIGNS, parse_box
 
 _log = logging.getLogger("simtool")
@@ -58,8 +58,8 @@ class SparsifyOptions:
     features : how many states and inputs heuristic keeps; the bias stays beside them
     sign, box : nonnegative or nonpositive; LO,HI with LO <= 0 <= HI: bounds of every coefficient but the bias's
     mask : a .npy (n + q, n + p) of zeros and ones, or a model: the coefficients there may be; in a spec, its sha256
-    weight_samples : a .npy (m,) of weights of the samples in the loss; in a spec, its sha256. Or ``gate``, with a budget: samples
-        weigh less in a row whose ReLU is closed on them
+    weight_samples : a .npy (m,) of weights of the samples in the loss; in a spec, its sha256. Or ``gate`` or ``fisher``,
+        with a budget: samples weigh less in a row whose gate is closed on them, or where the network is sure
     target_sparsity, target_nnz : how sparse the model shall be, as a share of the network's non-zero parameters in [0, 1), or as the number of
         non-zeros that stay: supports are chosen by elimination under one budget for all rows, coefficients are least squares on them
     anchor : a ridge towards the network's own rows, relative to the features' mean square, for rows of layers with few samples; None for none
@@ -184,8 +184,13 @@ class SparsifyOptions:
 
     @property
     def weights_file(self) -> bool:
-        """Whether the samples' weights are the user's own, not those of the gates."""
-        return self.weight_samples is not None and self.weight_samples != GATE
+        """Whether the samples' weights are the user's own."""
+        return self.weight_samples is not None and not self.weighs_rows
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether samples weigh differently in each row: see :mod:`simtool.stages.sparsify.sample_weights`."""
+        return self.weight_samples in (GATE, FISHER)
 
     @property
     def custom(self) -> bool:

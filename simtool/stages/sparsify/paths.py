@@ -9,11 +9,14 @@ import numpy as np
 
 from simtool.design import Design
 from simtool.errors import FormatError
+from simtool.stages.sparsify import sample_weights
+from simtool.stages.sparsify.budget_options import parse_pattern
 from simtool.stages.sparsify.folder import RunFolder
 
 if TYPE_CHECKING:
+    from simtool.budget.search import Search
+    from simtool.stages.sparsify.plan import Plan
     from simtool.stages.sparsify.structure import RowGroup, Shard
-    from simtool.stages.sparsify.work import Plan
 
 
 def path_file(folder: RunFolder, index: int) -> Path:
@@ -22,8 +25,8 @@ def path_file(folder: RunFolder, index: int) -> Path:
 
 
 def find_paths(folder: RunFolder, index: int) -> dict[str, Any]:
-    """Eliminate features from the rows of shard ``index`` one by one, and leave the order and the losses."""
-    from simtool.stages.sparsify.work import plan_of
+    """Find the supports of every size of the rows of shard ``index``, and leave the order of leaving and the losses."""
+    from simtool.stages.sparsify.plan import plan_of
 
     orders, losses = _paths(folder, plan_of(folder), index, fitted=False)
     # One after another: a row that may not use its own state can have one feature less than its neighbour.
@@ -47,7 +50,7 @@ def _paths(
     folder: RunFolder, plan: Plan, index: int, fitted: bool
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The orders and the losses of the rows of shard ``index``, on the network's own states or on what they are ``fitted`` on."""
-    from simtool.budget import elimination
+    from simtool.budget.search import find
     from simtool.stages.sparsify.work import constraints_of, design_of, fitted_design_of
 
     shard = plan.shards[index]
@@ -66,31 +69,59 @@ def _paths(
         z = design.weighted(targets, part.samples)
         correlations += part.correlations(z)
         squares += np.einsum("ij,ij->i", z, z)
-    if group.excludes_itself:
-        return _without_own(plan, group, shard, gram, correlations, squares)
-    found = elimination.paths(gram, correlations, squares)
-    return list(found.order), list(found.losses)
-
-
-def _without_own(
-    plan: Plan,
-    group: RowGroup,
-    shard: Shard,
-    gram: np.ndarray,
-    correlations: np.ndarray,
-    squares: np.ndarray,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Paths of rows each of which may not use its own state."""
-    from simtool.budget import elimination
-
+    if plan.options.weighs_rows:
+        return _weighted(folder, plan, shard, design, targets, (correlations, squares))
+    search, exempt = _search(plan, group), plan.is_bias(group)
+    if not group.excludes_itself:
+        return find(search, gram, correlations, squares, exempt)
     orders, losses = [], []
     for i, row in enumerate(range(shard.start, shard.stop)):
-        others = np.flatnonzero(group.features != row)
-        own = elimination.paths(
-            np.ascontiguousarray(gram[np.ix_(others, others)]),
-            correlations[i : i + 1, others],
-            squares[i : i + 1],
-        )
-        orders.append(others[own.order[0]])
-        losses.append(own.losses[0])
+        own = group.features == row
+        # Of norm 0: no path begins with it, and patterns count the others in their places.
+        others = np.where(own[:, None] | own[None, :], 0.0, gram)
+        found = find(search, others, np.where(own, 0.0, correlations[i : i + 1]), squares[i : i + 1], exempt)
+        orders += found[0]
+        losses += found[1]
     return orders, losses
+
+
+def _weighted(
+    folder: RunFolder,
+    plan: Plan,
+    shard: Shard,
+    design: Design,
+    targets: np.ndarray,
+    shared: tuple[np.ndarray, np.ndarray],
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The same where samples weigh differently in each row; ``shared`` are correlations and squares without these weights."""
+    from simtool.budget import elimination, weighted
+
+    group, (correlations, squares) = plan.groups[shard.group], shared
+    weights = sample_weights.stored(folder, slice(shard.start, shard.stop))
+    live = int(np.count_nonzero(np.diag(design.gram) > 0.0))
+    start = elimination.start_size(live, _search(plan, group).kept)
+    orders, losses = [], []
+    for i, row in enumerate(range(shard.start, shard.stop)):
+        gram, one = design.gram, slice(i, i + 1)
+        if group.excludes_itself:
+            own = group.features == row
+            gram = np.where(own[:, None] | own[None, :], 0.0, gram)
+        sums = sample_weights.Sums(design, targets[one], weights[one])
+        found = weighted.paths(gram, correlations[one], squares[one], start, sums)
+        orders += found[0]
+        losses += found[1]
+    return orders, losses
+
+
+def _search(plan: Plan, group: RowGroup) -> Search:
+    """How the supports of the group's rows are looked for, and of about what size."""
+    from simtool.budget.search import ELIMINATION, Search
+
+    assert plan.budget is not None
+    everything = sum((g.rows[1] - g.rows[0]) * g.features.size for g in plan.groups)
+    options = plan.options
+    return Search(
+        options.paths or ELIMINATION,
+        min(1.0, plan.budget / max(everything, 1)) * group.features.size,
+        None if options.pattern is None else parse_pattern(options.pattern),
+    )

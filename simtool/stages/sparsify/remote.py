@@ -22,9 +22,9 @@ from simtool.stages.sparsify.finish import finished
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.inputs import write_inputs
 from simtool.stages.sparsify.local import write_weights
+from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.steps import Steps
 from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
-from simtool.stages.sparsify.work import Plan
 from simtool.states import States
 
 _log = logging.getLogger("simtool")

@@ -21,9 +21,9 @@ from simtool.stages.sparsify import budget
 from simtool.stages.sparsify.folder import RunFolder
 
 if TYPE_CHECKING:
+    from simtool.stages.sparsify.plan import Plan
     from simtool.stages.sparsify.structure import RowGroup
     from simtool.stages.sparsify.student import Student
-    from simtool.stages.sparsify.work import Plan
 
 
 def depths(groups: Sequence[RowGroup], n: int) -> tuple[int, ...]:

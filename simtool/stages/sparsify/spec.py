@@ -60,7 +60,7 @@ def _require_plain(options: SparsifyOptions, header: StatesHeader) -> None:
     """Refuse what is asked of states, not of layers."""
     asked = {
         "--mask": options.mask,
-        "--weight-samples": options.weight_samples if options.weights_file else None,
+        "--weight-samples": options.weight_samples,
         "--eliminate": None if options.eliminate == "none" else options.eliminate,
     }
     for option, value in asked.items():

@@ -21,11 +21,12 @@ from simtool.stages.sparsify.estimate import estimate, require_room
 from simtool.stages.sparsify.finish import finish, finished
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions
+from simtool.stages.sparsify.plan import Plan, plan_of
 from simtool.stages.sparsify.request import Request, require_trust
 from simtool.stages.sparsify.spec import constraints_asked, make_spec
 from simtool.stages.sparsify.status import status
 from simtool.stages.sparsify.student import require_network
-from simtool.stages.sparsify.work import Plan, constraints_of, plan_of
+from simtool.stages.sparsify.work import constraints_of
 from simtool.states import States, open_states
 
 if TYPE_CHECKING:

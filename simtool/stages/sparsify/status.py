@@ -17,9 +17,9 @@ from simtool.stages.sparsify import budget, lock, remote, tracks
 from simtool.stages.sparsify.finish import finished
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.paths import path_file
+from simtool.stages.sparsify.plan import Plan, plan_of
 from simtool.stages.sparsify.request import Request
 from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
-from simtool.stages.sparsify.work import Plan, plan_of
 
 _log = logging.getLogger("simtool")
 _STOP_SECONDS = 30.0

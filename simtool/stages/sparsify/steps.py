@@ -11,7 +11,8 @@ import os
 from simtool.stages.sparsify import budget, elimination, sequential
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.paths import path_file
-from simtool.stages.sparsify.work import Plan, assemble_gram, gram_array
+from simtool.stages.sparsify.plan import Plan
+from simtool.stages.sparsify.work import assemble_gram, gram_array
 
 
 class Steps:

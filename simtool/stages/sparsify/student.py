@@ -15,8 +15,8 @@ from simtool.stages.sparsify.folder import RunFolder
 
 if TYPE_CHECKING:
     from simtool.networks import Network
+    from simtool.stages.sparsify.plan import Plan
     from simtool.stages.sparsify.structure import RowGroup
-    from simtool.stages.sparsify.work import Plan
     from simtool.states import States
 
 _BATCH = 256
