@@ -34,7 +34,7 @@ class NumbersType(click.ParamType):
 
 @click.group(
     epilog="Example: simtool bench rows --quick",
-    short_help="Speed beside other solvers, of engines, and of inference.",
+    short_help="Speed beside other solvers, of engines and inference; quality beside other pruning.",
 )
 def command() -> None:
     """Measure simtool beside its peers, at equal certified accuracy, on this machine."""
