@@ -25,7 +25,7 @@ _DPI = 150
 _SMALLEST_GAP = 1e-18
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -34,7 +34,7 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _plain(axes: Any) -> None:
+def plain_axes(axes: Any) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -76,7 +76,7 @@ def draw_pattern(model: Model) -> Any:
     picture[used] = colours(np.sqrt(density[used]))[:, :3]
 
     height, width = density.shape
-    figure = _figure(10.0, 1.3 + 8.2 * height / width)
+    figure = new_figure(10.0, 1.3 + 8.2 * height / width)
     axes = figure.add_subplot()
     axes.imshow(picture, aspect="equal", interpolation="nearest", extent=(0, width, height, 0))
     for edge in row_edges[1:-1]:
@@ -119,7 +119,7 @@ def _shorten(text: str, limit: int = 40) -> str:
 def draw_certificates(table: CertificateTable, tolerance: float | None) -> Any:
     """Histogram of log10 of the relative gap by kind of certificate; exact zeros have a bin of their own, gaps below
     1e-18 are drawn there."""
-    figure = _figure(7.6, 3.2)
+    figure = new_figure(7.6, 3.2)
     axes = figure.add_subplot()
     gap = np.where(np.isfinite(table.relative_gap), np.maximum(table.relative_gap, 0.0), np.inf)
     gap = np.where(gap > 0, np.maximum(gap, _SMALLEST_GAP), gap)  # keeps the axis readable
@@ -164,7 +164,7 @@ def draw_certificates(table: CertificateTable, tolerance: float | None) -> Any:
     axes.legend(
         frameon=False, fontsize=9, labelcolor=INK, loc="upper left", bbox_to_anchor=(0.0, 1.2), ncols=2
     )
-    _plain(axes)
+    plain_axes(axes)
     return figure
 
 
@@ -175,7 +175,7 @@ def draw_attack(
 
     The baseline is dashed and drawn last, so that equal curves both stay visible.
     """
-    figure = _figure(7.6, 3.2)
+    figure = new_figure(7.6, 3.2)
     axes = figure.add_subplot()
     styles: dict[str, dict[str, Any]] = {
         "model": {"color": BLUE, "linewidth": 2.6, "marker": "o", "markersize": 8},
@@ -201,5 +201,5 @@ def draw_attack(
     axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    _plain(axes)
+    plain_axes(axes)
     return figure

@@ -10,7 +10,7 @@ from typing import Any
 from simtool.report import text
 from simtool.report.pattern import BlockCounts
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1f2733; --soft: #5b6675; --line: #dde2e8; --page: #f6f7f9; --card: #fff;
   --accent: #2f6db5; --good: #2e7d4f; --bad: #b3392b; --alarm: #fdf3e3; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #a3adba; --line: #353c47; --page: #14181e;
@@ -103,7 +103,7 @@ def _cards(report: dict[str, Any]) -> str:
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = True) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = True) -> str:
     style = ' class="n"' if numeric else ""
     top = "".join(f"<th{style if i else ''}>{escape(title)}</th>" for i, title in enumerate(head))
     body = "".join(
@@ -145,7 +145,7 @@ def _heat(counts: BlockCounts) -> str:
     )
 
 
-def _image(png: bytes, alt: str, narrow: bool = False) -> str:
+def image(png: bytes, alt: str, narrow: bool = False) -> str:
     data = base64.b64encode(png).decode()
     kind = ' class="narrow"' if narrow else ""
     return f'<figure{kind}><img alt="{escape(alt, quote=True)}" src="data:image/png;base64,{data}"></figure>'
@@ -204,7 +204,7 @@ def render(
         _warnings(report["warnings"]),
         _cards(report),
         "<h2>Model and baseline</h2>" if report["baseline"] else "<h2>Model</h2>",
-        _table(*text.summary(report, attack=False)),
+        table(*text.summary(report, attack=False)),
     ]
     parts += [f'<p class="soft">Note: {escape(text.sentence(note))}</p>' for note in report["notes"]]
     if report["sparsity"] is not None:
@@ -213,7 +213,7 @@ def render(
         "<h2>Where the non-zeros are</h2>",
         f"<p>{_what_is_drawn(report)} Blocks are drawn on a square-root scale; darker means a "
         "larger share of non-zeros in a cell. Grey pairs of blocks hold none.</p>",
-        _image(images["pattern"], f"Sparsity pattern of M by blocks, {report['nnz']} non-zeros"),
+        image(images["pattern"], f"Sparsity pattern of M by blocks, {report['nnz']} non-zeros"),
         "<h2>Non-zeros by block</h2>",
         "<p>Count, and share of the entries of that pair of blocks.</p>",
         _heat(counts),
@@ -223,7 +223,7 @@ def render(
             "<h2>Certificates</h2>",
             "<p>Every row is the solution of a convex problem. Its relative duality gap, computed on the row as it is "
             f"stored, bounds how far it can be from the optimum{_on_supports(report)}.</p>",
-            _image(images["certificates"], "Histogram of the relative duality gaps of all rows", narrow=True),
+            image(images["certificates"], "Histogram of the relative duality gaps of all rows", narrow=True),
         ]
     if report["attack"] is not None:
         parts += ["<h2>Under attack</h2>", f"<p>{escape(_attack_note(report))}</p>"]
@@ -232,8 +232,8 @@ def render(
             columns = 3 if report["baseline"] and what != text.KEPT else 2
             parts += [
                 f"<p>{escape(text.sentence(what))}; epsilon 0 is the clean data.</p>",
-                _table(head[:columns], [row[:columns] for row in rows]),
-                _image(images["attack"], f"{what} against the perturbation size", narrow=True),
+                table(head[:columns], [row[:columns] for row in rows]),
+                image(images["attack"], f"{what} against the perturbation size", narrow=True),
             ]
         else:
             parts.append("<p>The data have no targets, so there is no error to show.</p>")
@@ -244,11 +244,11 @@ def render(
             "<h2>State error by block</h2>",
             "<p>Relative Frobenius error against the baseline's states, free-running: errors of earlier layers are "
             "carried into later ones.</p>",
-            _table(["block", "error"], blocks),
+            table(["block", "error"], blocks),
         ]
     parts += [
         "<h2>Bounds and the fixed point</h2>",
-        _table(
+        table(
             ["", ""],
             [
                 ("||S||inf: outputs per unit of input (infinity norm)", text.number(report["s_norm_inf"])),
@@ -267,5 +267,5 @@ def render(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Implicit model report</title>'
-        f"<style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+        f"<style>{STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from simtool.budget.elimination import ALL_FEATURES
 from simtool.errors import FormatError
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.paths import path_file
@@ -22,7 +23,10 @@ from simtool.stages.sparsify.work import gram_array
 from simtool.temporary import beside
 
 # Of coefficients, not of the supports that paths offer them.
-_NO_MATTER = ("target_sparsity", "target_nnz", "kappa", "kappa_on", "kappa_outputs", "kappa_relative", "tol")
+_NO_MATTER = (
+    *("target_sparsity", "target_nnz", "sequential", "tol"),
+    *("kappa", "kappa_on", "kappa_outputs", "kappa_relative"),
+)
 
 
 def adopt(folder: RunFolder, plan: Plan, other: RunFolder, other_plan: Plan) -> list[str]:
@@ -53,11 +57,15 @@ def adopt(folder: RunFolder, plan: Plan, other: RunFolder, other_plan: Plan) -> 
 
 
 def share_paths(plan: Plan, other: Plan) -> bool:
-    """Whether the rows of two runs on the same inputs have the same paths: of the same budget (long paths start where it says),
-    and looked for in the same way."""
+    """Whether the rows of two runs on the same inputs have the same paths: looked for in the same way, and of the same budget, since
+    paths over many features start where that says."""
+    if plan.budget is None or other.budget is None:
+        return False
     first, second = asdict(plan.options), asdict(other.options)
-    same = all(first[key] == second[key] for key in first if key not in _NO_MATTER)
-    return plan.budget is not None and plan.budget == other.budget and same
+    if any(first[key] != second[key] for key in first if key not in _NO_MATTER):
+        return False
+    all_features = all(group.features.size <= ALL_FEATURES for group in plan.groups)
+    return plan.budget == other.budget or (plan.options.paths is None and all_features)
 
 
 def _same_inputs(folder: RunFolder, plan: Plan, other: RunFolder, other_plan: Plan) -> bool:
