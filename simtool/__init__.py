@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from simtool.stages.predict import predict
     from simtool.stages.replay import replay
     from simtool.stages.sparsify.options import SparsifyOptions
-    from simtool.stages.sparsify.stage import resume, sparsify
+    from simtool.stages.sparsify.stage import resume
     from simtool.stages.sparsify.status import cancel, status
+    from simtool.stages.tune import Wish, sparsify
     from simtool.states import open_states
 
 _HOMES = {
@@ -45,6 +46,7 @@ _HOMES = {
     "NetworkSpec": ("simtool.networks", "NetworkSpec"),
     "SimtoolError": ("simtool.errors", "SimtoolError"),
     "SlurmOptions": ("simtool.engines.slurm", "SlurmOptions"),
+    "Wish": ("simtool.stages.tune", "Wish"),
     "SparsifyOptions": ("simtool.stages.sparsify.options", "SparsifyOptions"),
     "cancel": ("simtool.stages.sparsify.status", "cancel"),
     "convert": ("simtool.stages.convert", "convert"),
@@ -57,7 +59,7 @@ _HOMES = {
     "predict": ("simtool.stages.predict", "predict"),
     "replay": ("simtool.stages.replay", "replay"),
     "resume": ("simtool.stages.sparsify.stage", "resume"),
-    "sparsify": ("simtool.stages.sparsify.stage", "sparsify"),
+    "sparsify": ("simtool.stages.tune", "sparsify"),
     "from_torch": ("simtool.export.torch_module", "from_torch"),
     "status": ("simtool.stages.sparsify.status", "status"),
     "to_onnx": ("simtool.export.onnx_model", "to_onnx"),
@@ -72,6 +74,7 @@ __all__ = [
     "SimtoolError",
     "SlurmOptions",
     "SparsifyOptions",
+    "Wish",
     "__version__",
     "cancel",
     "convert",

@@ -116,8 +116,9 @@ class ObjectiveType(click.ParamType):
 @click.option(
     "--weight-samples",
     type=click.Path(),
-    metavar="FILE|gate",
-    help="Weights of the samples in the loss, a .npy; gate (with a budget): less where a row's ReLU is closed.",
+    metavar="FILE|gate|fisher",
+    help="Weights of the samples in the loss, a .npy. With a budget also gate: less where a row's ReLU is closed; fisher: and where the "
+    "network is sure.",
 )
 @click.option(
     "--target-sparsity",
@@ -126,6 +127,26 @@ class ObjectiveType(click.ParamType):
     help="Keep a share 1 - S of the network's non-zero parameters, chosen over all rows at once, and fit least squares on them.",
 )
 @click.option("--target-nnz", type=int, metavar="N", help="The same, with N non-zeros kept.")
+@click.option(
+    "--max-accuracy-drop",
+    type=float,
+    metavar="D",
+    help="In place of a size: the sparsest model that loses at most this fraction on samples it was not fitted on.",
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(["auto", "plain", "sequential", "gate", "fisher"]),
+    default="auto",
+    show_default=True,
+    help="How a budget is spent; auto: as does best on the last fifth of the samples, kept back for that.",
+)
+@click.option(
+    "--validate",
+    type=click.Choice(["agreement", "labels"]),
+    default="agreement",
+    show_default=True,
+    help="What these samples are judged by: agreement with the network, or the file's labels.",
+)
 @click.option(
     "--paths",
     type=click.Choice(["elimination", "lasso", "reweighted", "perspective"]),
@@ -179,9 +200,11 @@ def command(
     The same command again resumes an interrupted run, or prints the result of a finished one. Exit code 3 means
     that the model was written but some rows are not certified at --tol.
     """
+    from simtool.stages import tune
     from simtool.stages.sparsify import stage
     from simtool.stages.sparsify.options import SparsifyOptions
 
+    wish = tune.Wish(*(options.pop(name) for name in ("recipe", "max_accuracy_drop", "validate")))
     where, allow_mixed = taken_engine(options)
     assert where is not None  # --engine has a default here
     asked = SparsifyOptions(**options)
@@ -190,10 +213,11 @@ def command(
         found = stage.dry_run(states, output, asked, engine=where)
         emit(found, as_json, describe_estimate(found))
         return
-    result = stage.sparsify(
+    result = tune.sparsify(
         states,
         output,
         asked,
+        wish=wish,
         engine=where,
         network=given,
         allow_mixed=allow_mixed,
@@ -253,6 +277,16 @@ def describe(result: dict[str, Any]) -> str:
             if "eliminated_features" in result
             else []
         ),
+        *(
+            [
+                (
+                    "recipe",
+                    f"{result['recipe']}, the best of {_scores(result['validation'])} on samples kept back",
+                )
+            ]
+            if "recipe" in result
+            else []
+        ),
         ("well-posed", f"yes, {result['well_posed_by']}" if result["well_posed"] else "not proven"),
         (
             "time",
@@ -262,6 +296,10 @@ def describe(result: dict[str, Any]) -> str:
         ("model", result["model"]),
     ]
     return table(lines)
+
+
+def _scores(validation: dict[str, float]) -> str:
+    return ", ".join(f"{name} {score:.2%}" for name, score in validation.items())
 
 
 def _norms(result: dict[str, Any]) -> str:

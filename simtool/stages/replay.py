@@ -30,7 +30,7 @@ from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.structure import RowGroup
 from simtool.stages.sparsify.work import constraints_of, kept_group, problems
-from simtool.states import States, open_states
+from simtool.states import States, first, open_states
 
 MAGIC = "simtool-row"
 _VERSION = 1
@@ -97,7 +97,7 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
                 f"{states} is not the file that {folder.path} was made from (its content hash is "
                 f"{source.content_sha256()[:12]}, the run's {expected[:12]}). Pass the run's own states file with --states."
             )
-        w, z = _arrays(source, plan, group, row)
+        w, z = _arrays(first(source, plan.m), plan, group, row)
         design = Design(w, sample_weight=asked.sample_weight)
         rows = problems(plan, group, design, z, allowed)
     features = group.features - plan.banks[group.bank].features[0]

@@ -3,6 +3,7 @@
 Written in batches of columns and atomically: the file appears when it is complete. Read through :func:`open_states`.
 """
 
+from simtool.states.first import first
 from simtool.states.header import StatesHeader
 from simtool.states.reading import LayerStates, States, open_states
 from simtool.states.writing import StatesLayout, StatesWriter, create_states
@@ -14,5 +15,6 @@ __all__ = [
     "StatesLayout",
     "StatesWriter",
     "create_states",
+    "first",
     "open_states",
 ]

@@ -21,7 +21,7 @@ from simtool.stages.sparsify.request import Request, require_trust
 from simtool.stages.sparsify.steps import Steps
 from simtool.stages.sparsify.student import BlockStudent
 from simtool.stages.sparsify.tasks import CHOICE, PATHS, ROWS, TILES
-from simtool.states import open_states
+from simtool.states import first, open_states
 
 PHASES = (TILES, PREPARE, PATHS, ROWS, MERGE, WHOLE)
 
@@ -154,15 +154,16 @@ def _close(folder: RunFolder, plan: Plan, where: EngineOptions | None, progress:
     request = Request.read(folder)
     if request is None:
         raise InputError(f"{folder.request} is missing. Run the simtool sparsify command of this run again.")
-    with folder.locked(), open_states(request.states) as source:
+    with folder.locked(), open_states(request.states) as whole:
         done = finished(folder, plan)  # another may have ended meanwhile
         if done is not None:
             return done
-        source.verify_content()
-        if source.content_sha256() != folder.read_spec()["states"]["content_sha256"]:
+        whole.verify_content()
+        if whole.content_sha256() != folder.read_spec()["states"]["content_sha256"]:
             raise InputError(
                 f"{request.states} is not the states file of {folder.path}: it has changed since."
             )
+        source = first(whole, plan.m)
         if where is not None:
             engine = engines.get(where)
             try:

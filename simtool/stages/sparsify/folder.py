@@ -11,6 +11,7 @@ RUN/request.json  how the run was asked for: the states file, the engine and its
 RUN/mixed/        there with --allow-mixed: the environments that worked on the run and differ from the spec's
 RUN/slurm/        scripts, jobs and logs of --engine slurm
 RUN/log.txt       what was logged
+RUN/validation/, RUN/recipe.json   how a recipe is chosen, and which was: simtool.stages.tune
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from simtool.stages.sparsify.lock import locked
 from simtool.temporary import beside
 
 SPEC_VERSION = 1
+VALIDATION, RECIPE = "validation", "recipe.json"
 _SHOWN = 200  # characters of a value in a message
 
 
@@ -84,7 +86,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file; a run is a folder. Choose another -o.")
         # A run killed before it wrote its spec leaves only these; it may begin again.
-        begun = {"work", "rows", ".lock", ".owner", "log.txt", "request.json"}
+        begun = {"work", "rows", ".lock", ".owner", "log.txt", "request.json", VALIDATION, RECIPE}
         if self.path.is_dir() and not self.spec.exists():
             foreign = [p.name for p in self.path.iterdir() if p.name not in begun and p.suffix != ".tmp"]
         else:
@@ -122,17 +124,22 @@ class RunFolder:
             if old == section:
                 continue
             if key == "layers":
-                raise SpecChanged(_changed(self.path, "states", "other ones", "these"))
+                raise SpecChanged(changed(self.path, "states", "other ones", "these"))
             if isinstance(section, dict) and isinstance(old, dict):
                 field = next(k for k in {**old, **section} if old.get(k) != section.get(k))
-                raise SpecChanged(_changed(self.path, f"{key}.{field}", old.get(field), section.get(field)))
-            raise SpecChanged(_changed(self.path, key, old, section))
+                raise SpecChanged(changed(self.path, f"{key}.{field}", old.get(field), section.get(field)))
+            raise SpecChanged(changed(self.path, key, old, section))
 
     def read_spec(self) -> dict[str, Any]:
         """The stored spec; raises FormatError if it is not readable or of another version."""
         try:
             spec = json.loads(self.spec.read_text())
         except FileNotFoundError as error:
+            if (self.path / VALIDATION).is_dir():
+                raise InputError(
+                    f"the recipe of the run in {self.path} is still being chosen. Run the same simtool sparsify command again to go on; where "
+                    f"its parts stand says simtool status {self.path / VALIDATION}/NAME."
+                ) from error
             raise InputError(f"{self.path} is not a run folder: it has no spec.json.") from error
         except NotADirectoryError as error:
             raise InputError(f"{self.path} is a file; a run is a folder.") from error
@@ -212,7 +219,8 @@ class RunFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def _changed(path: Path, field: str, old: Any, new: Any) -> str:
+def changed(path: Path, field: str, old: Any, new: Any) -> str:
+    """The words of SpecChanged."""
     before, now = (
         text if len(text := repr(value)) <= _SHOWN else f"{text[:_SHOWN]} ..." for value in (old, new)
     )

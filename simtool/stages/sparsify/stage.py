@@ -27,7 +27,7 @@ from simtool.stages.sparsify.spec import constraints_asked, make_spec
 from simtool.stages.sparsify.status import status
 from simtool.stages.sparsify.student import require_network
 from simtool.stages.sparsify.work import constraints_of
-from simtool.states import States, open_states
+from simtool.states import States, first, open_states
 
 if TYPE_CHECKING:
     from simtool.engines.slurm import Jobs
@@ -43,6 +43,7 @@ def sparsify(
     engine: str | EngineOptions = "process",
     workers: int | None = None,
     network: NetworkSpec | None = None,
+    samples: int | None = None,
     allow_mixed: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def sparsify(
     options : what is asked of every row
     engine, workers : where rows are solved; no effect on the answer
     network : the network that the states came from, where options.sequential has to run it
+    samples : how many of the file's samples, the first; all of them unless given
     allow_mixed : let machines work on the run whose packages, BLAS or CPU differ; recorded in the model
 
     Returns
@@ -69,8 +71,9 @@ def sparsify(
     """
     where = engine if isinstance(engine, EngineOptions) else EngineOptions(engine, workers)
     folder = RunFolder(Path(output))
-    with _started(where, folder) as early, open_states(Path(states)) as source:
-        source.verify_content()
+    with _started(where, folder) as early, open_states(Path(states)) as whole:
+        whole.verify_content()
+        source = whole if samples is None else first(whole, samples)
         asked, options = constraints_asked(source, options or SparsifyOptions())
         spec = make_spec(source, options)
         return _Call(folder, source, spec, where, allow_mixed, progress, early, network).carry_out(asked)
@@ -115,10 +118,11 @@ def resume(
         raise InputError(
             f"the states file of {folder.path}, {path}, does not exist. Pass where it is with --states."
         )
-    with _started(where, folder) as early, open_states(path) as source:
-        source.verify_content()
-        if source.content_sha256() != spec["states"]["content_sha256"]:
+    with _started(where, folder) as early, open_states(path) as whole:
+        whole.verify_content()
+        if whole.content_sha256() != spec["states"]["content_sha256"]:
             raise InputError(f"{path} is not the states file of {folder.path}. Pass that one with --states.")
+        source = first(whole, plan.m)
         asked = constraints_of(folder, plan)
         return _Call(folder, source, spec, where, allow_mixed, progress, early).carry_out(asked)
 
