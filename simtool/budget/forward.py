@@ -19,6 +19,8 @@ from simtool.solvers.compiling import compiled
 _ROUND = 8
 # Of the best score there is: a candidate below it waits for the next round.
 _WORTH = 0.5
+# Of the start, the share that is chosen one by one.
+_EXACT = 0.6
 # Of a feature's squared norm: what is left of it below this is rounding.
 _DEPENDENT = 1e-9
 
@@ -62,9 +64,11 @@ def choose(gram, b, k0, forced):
         s[j] = gram[j, j]
         least[j] = _DEPENDENT * gram[j, j]
     k = 0
+    # The last of them decide little: they are taken by their scores beside the first.
+    exact = math.ceil(_EXACT * k0)
     # Forced ones that depend on others have no score; places are kept for them.
     waiting = forced.sum()
-    while k < k0:
+    while k < exact:
         count = _best(c, s, least, forced, chosen, scores, candidates)
         if count == 0:
             break
@@ -101,6 +105,13 @@ def choose(gram, b, k0, forced):
             k += 1
         if k == before:
             break
+    many, ranked = np.empty(k0 - k), np.empty(k0 - k, np.int64)
+    if k < k0:
+        for t in range(_best(c, s, least, forced, chosen, many, ranked)):
+            if forced[ranked[t]] or k + waiting < k0:
+                chosen[ranked[t]] = True
+                waiting -= forced[ranked[t]]
+                k += 1
     for j in range(2 * d):
         if k < k0 and not chosen[j % d] and (j >= d or forced[j]):
             chosen[j % d] = True
