@@ -12,18 +12,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from simtool.cli.sweep import command
 from simtool.demo import NETWORK
 from simtool.errors import OptionError, OutputError, SpecChanged
+from simtool.model import load_model
 from simtool.report.sweep import sweep
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.stage import sparsify
 from simtool.stages.sweep import PRESETS, Axis, Grid, Measure
 from simtool.stages.sweep.grid import points_of
 from simtool.stages.sweep.presets import grids_of
+from simtool.states import open_states
 
 _TIMES = ("seconds", "solve_seconds")
 
@@ -272,6 +275,42 @@ def test_a_model_that_does_not_converge_has_a_line_all_the_same(
     assert [point["error"] for point in found["points"]] == ["the fixed point diverged"] * 2
     assert [point["accuracy"] for point in found["points"]] == [None, None]
     assert _table(tmp_path / "out")[0]["nnz"] == str(found["points"][0]["nnz"])
+
+
+def test_samples_are_the_first_of_the_states(digits: dict[str, Path], tmp_path: Path) -> None:
+    """SIM's Figure 3: what fewer samples do, each number with a Gram matrix of its own."""
+    out = tmp_path / "out"
+    code, found = _call(
+        *(digits["states"], "--preset", "sim-3", "--samples", "100,300", "--engine", "serial", "-o", out),
+    )
+    assert code == 0
+    assert [(point["objective"], point["values"]["samples"]) for point in found["points"]] == [
+        ("perspective", 100),
+        ("perspective", 300),
+        ("l1", 100),
+        ("l1", 300),
+    ]
+    assert found["figures"] == ["drop-sparsity", "samples-sparsity"]
+    agreement = [point["agreement"] for point in found["points"]]
+    assert agreement[0] < agreement[1]
+    options = SparsifyOptions(objective="l1", beta=0.02)
+    sparsify(digits["states"], tmp_path / "whole", options, engine="serial")
+    whole = load_model(tmp_path / "whole" / "model.h5")
+    assert whole.nnz == found["points"][3]["nnz"]
+    with open_states(digits["states"]) as source:
+        few = np.asarray(source.U[:, :100])
+    model = load_model(out / "points" / "002" / "model.h5")
+    table = model.certificates
+    assert table is not None
+    assert table.certified.all()
+    unseen = ~few.any(axis=1)  # a pixel that is 0 on these samples has no weight
+    assert unseen.any()
+    assert not model.B.toarray()[:, unseen].any()
+    code, found = _call(
+        digits["states"], "--samples", "100,301", "--engine", "serial", "-o", tmp_path / "more"
+    )
+    assert code == 1
+    assert "301" in found["error"]
 
 
 def test_a_sweep_keeps_to_its_states(digits: dict[str, Path], tmp_path: Path) -> None:

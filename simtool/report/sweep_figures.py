@@ -130,7 +130,7 @@ def draw(result: dict[str, Any]) -> dict[str, tuple[Any, str]]:
 def _measured_on(points: Sequence[Point]) -> str:
     places = sorted({point["measured_on"] for point in points})
     if places == ["states"]:
-        return "Measured on the samples that the models were made from, which flatters them."
+        return "Measured on the states' own samples, which the models were made from: new ones are harder."
     return f"Measured on {', '.join(places)}."
 
 

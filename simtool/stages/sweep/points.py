@@ -32,7 +32,7 @@ _OF_MEASURE = (
 class Measure:
     """What points are measured on: the options of :func:`simtool.stages.evaluate.measure_model`.
 
-    Without ``data`` a model is compared with the network's outputs on the samples that it was made from.
+    Without ``data`` a model is compared with the network's outputs on all samples of the states file.
     """
 
     data: str | None = None
@@ -98,7 +98,7 @@ def measure(model: Path, source: States, wanted: Measure) -> dict[str, Any]:
 
 
 def _on_states(model: Path, source: States, network: NetworkSpec | None) -> dict[str, Any]:
-    """How far the model is from the network, on the samples that it was made from: the same class, and relative error."""
+    """How far the model is from the network, on all samples of the states file: the same class, and relative error."""
     try:
         loaded = load_runnable(model, network)
     except NoImplicitForm:

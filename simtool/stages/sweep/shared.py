@@ -27,25 +27,25 @@ _log = logging.getLogger("simtool")
 class Shared:
     """The folders below ``path``: unfinished runs that hold what others take over, and never rows of their own."""
 
-    def __init__(self, path: Path, source: States, where: EngineOptions, progress: Progress) -> None:
-        self._path, self._source, self._where, self._progress = path, source, where, progress
+    def __init__(self, path: Path, where: EngineOptions, progress: Progress) -> None:
+        self._path, self._where, self._progress = path, where, progress
         self._kept: list[tuple[RunFolder, Plan]] = []
         self._known = False
 
-    def give(self, run: RunFolder, spec: dict[str, Any], later: list[dict[str, Any]]) -> None:
-        """Begin ``run``, and let it take over what there is; first make what the runs ``later`` will need as well."""
+    def give(self, run: RunFolder, source: States, spec: dict[str, Any], later: list[dict[str, Any]]) -> None:
+        """Begin ``run`` on ``source``, and let it take over what there is; first make what the runs ``later`` will need as well."""
         plan = Plan(spec)
         run.prepare()
         with run.locked():
             if not run.spec.exists():
-                Request(self._source.path, self._where).write(run)
+                Request(source.path, self._where).write(run)
             run.claim(spec)
             if self._where.name in BATCH or plan.has_constraints_file:
                 return
             self._look(spec)
             others = [Plan(other) for other in later if _same_inputs(spec, other)]
             if self._pays(plan, others):
-                self._make(run.path.name, spec, plan)
+                self._make(run.path.name, source, spec, plan)
             for folder, owner in self._kept:
                 adopt(run, plan, folder, owner)
 
@@ -76,7 +76,7 @@ class Shared:
             and any(share_paths(plan, other) for other in later)
         )
 
-    def _make(self, name: str, spec: dict[str, Any], plan: Plan) -> None:
+    def _make(self, name: str, source: States, spec: dict[str, Any], plan: Plan) -> None:
         folder = RunFolder(self._path / name)
         folder.prepare()
         with folder.locked():
@@ -84,7 +84,7 @@ class Shared:
             folder.remove_temporary()
             for other, owner in self._kept:
                 adopt(folder, plan, other, owner)
-            write_inputs(folder, self._source, bool(plan.layers), plan.options.anchor or 0.0)
+            write_inputs(folder, source, bool(plan.layers), plan.options.anchor or 0.0)
             steps = Steps(folder, plan)
             if steps.tiles or steps.grams or steps.paths:
                 engine = engines.get(self._where)
@@ -96,7 +96,7 @@ class Shared:
                         from simtool.budget.warm import warm
 
                         warm(plan.options.paths)
-                        local.write_weights(folder, plan, self._source)
+                        local.write_weights(folder, plan, source)
                         local.run_tasks(folder, plan, engine, PATHS, steps.paths, self._progress)
                 finally:
                     engine.close()

@@ -33,7 +33,7 @@ from simtool.stages.sweep.folder import SweepFolder
 from simtool.stages.sweep.grid import Grid, Point, points_of
 from simtool.stages.sweep.points import Measure, line_of, measure
 from simtool.stages.sweep.shared import Shared
-from simtool.states import States, open_states
+from simtool.states import States, first, open_states
 from simtool.strict_json import finite
 
 _log = logging.getLogger("simtool")
@@ -125,7 +125,7 @@ class _Job:
 
 
 def _job(source: States, point: Point, measured: Measure) -> _Job:
-    spec = spec_of(source, point.options)
+    spec = spec_of(part_of(source, point), point.options)
     default = asdict(SparsifyOptions())
     changed = {key: value for key, value in asdict(point.options).items() if value != default[key]}
     asked = {"values": point.typed, "options": changed}
@@ -133,6 +133,11 @@ def _job(source: States, point: Point, measured: Measure) -> _Job:
     defines = {key: value for key, value in spec.items() if key != "environment"}
     text = json.dumps([defines, point.samples, measured.to_json()], sort_keys=True)
     return _Job(point, spec, asked, hashlib.sha256(text.encode()).hexdigest())
+
+
+def part_of(source: States, point: Point) -> States:
+    """The samples that the run of ``point`` may see."""
+    return source if point.samples is None else first(source, point.samples)
 
 
 def _shown(job: _Job) -> dict[str, Any]:
@@ -168,7 +173,7 @@ class _Call:
             return
         if len(todo) < len(jobs):
             _log.info("%d of %d points are finished already", len(jobs) - len(todo), len(jobs))
-        shared = Shared(self.folder.shared, self.source, self.where, self.progress)
+        shared = Shared(self.folder.shared, self.where, self.progress)
         for number, job in enumerate(todo):
             _log.info("point %d of %d: %s", len(jobs) - len(todo) + number + 1, len(jobs), job.point.words)
             self._run(job, shared, [later.spec for later in todo[number + 1 :]])
@@ -187,13 +192,14 @@ class _Call:
 
     def _run(self, job: _Job, shared: Shared, later: list[dict[str, Any]]) -> None:
         run = self.folder.point(job.point.name)
-        shared.give(run, job.spec, later)
+        shared.give(run, part_of(self.source, job.point), job.spec, later)
         result = sparsify(
             self.source.path,
             run.path,
             job.point.options,
             engine=self.where,
             network=self.network,
+            samples=job.point.samples,
             allow_mixed=self.allow_mixed,
             progress=self.progress,
         )
