@@ -21,6 +21,7 @@ from simtool.demo import NETWORK
 from simtool.errors import OptionError, OutputError, SpecChanged
 from simtool.model import load_model
 from simtool.report.sweep import sweep
+from simtool.stages import tune
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.stage import sparsify
 from simtool.stages.sweep import PRESETS, Axis, Grid, Measure
@@ -149,6 +150,27 @@ def test_engines_and_budgets_give_the_same_table(digits: dict[str, Path], tmp_pa
     assert (tmp_path / "serial" / "points" / "003" / "model.h5").read_bytes() == alone
 
 
+def test_recipes_of_budgets(digits: dict[str, Path], tmp_path: Path) -> None:
+    """A named recipe gives what sparsify gives by it; auto chooses one at every point."""
+    asked = (digits["states"], "--target-sparsity", "0.9,0.97", "--engine", "serial")
+    code, gate = _call(*asked, "--recipe", "gate", "-o", tmp_path / "gate")
+    assert code == 0
+    options = SparsifyOptions(target_sparsity=0.97)
+    tune.sparsify(digits["states"], tmp_path / "alone", options, wish=tune.Wish("gate"), engine="serial")
+    alone = (tmp_path / "alone" / "model.h5").read_bytes()
+    assert (tmp_path / "gate" / "points" / "001" / "model.h5").read_bytes() == alone
+    assert [point["nnz"] for point in gate["points"]] == [501, 150]
+    code, auto = _call(*asked, "--recipe", "auto", "-o", tmp_path / "auto")
+    assert code == 0
+    assert {point["recipe"] for point in auto["points"]} <= set(tune.RECIPES)
+    code, again = _call(*asked, "--recipe", "auto", "-o", tmp_path / "auto")
+    assert again == auto
+    code, found = _call(*asked, "--recipe", "plain", "-o", tmp_path / "auto")
+    assert code == 1
+    assert "point 000" not in found["error"]
+    assert "recipe = auto" in found["error"]
+
+
 _SCRIPT = """
 import sys
 from simtool.cli.sweep import command
@@ -235,6 +257,9 @@ def test_a_preset_sets_what_it_is_about() -> None:
         (["--kappa", "0.1", "--attack", "fgsm"], 1, "Pass --data DATA"),
         (["--kappa", "0.1", "--epsilon", "0.1", "--data", "digits"], 1, "--attack fgsm"),
         (["--kappa", "0.1", "--weights", "w.safetensors"], 1, "Pass --baseline NETWORK"),
+        (["--kappa", "0.1", "--recipe", "gate"], 1, "belongs to a budget of non-zeros"),
+        (["--kappa", "0.1", "--recipe", "auto"], 1, "belongs to budgets of non-zeros"),
+        (["--target-sparsity", ".9", "--samples", "50,60", "--recipe", "auto"], 1, "keeps samples back"),
         (["--kappa", "0.1", "--engine", "slurm"], 1, "Add --wait"),
         (["--beta", ",".join(str(i) for i in range(1, 1200)), "--objective", "l1"], 1, "1199 points"),
     ],

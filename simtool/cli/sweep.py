@@ -85,6 +85,11 @@ def _axis_options(function: Any) -> Any:
     type=click.Choice(["elimination", "lasso", "reweighted", "perspective"]),
     help="With --target-sparsity: as in sparsify.",
 )
+@click.option(
+    "--recipe",
+    type=click.Choice(["auto", "plain", "sequential", "gate", "fisher"]),
+    help="With --target-sparsity: as in sparsify; auto tries all of them at every point. [default: plain]",
+)
 @click.option("--pattern", metavar="N:M", help="With --target-sparsity: as in sparsify.")
 @click.option("--sequential", is_flag=True, help="With --target-sparsity: fit layer by layer.")
 @click.option("--weight-samples", metavar="FILE|gate", help="As in sparsify.")
@@ -133,6 +138,7 @@ def command(
     assert where is not None  # --engine has a default here
     axes = [axis for name in AXES if (axis := options.pop(name)) is not None]
     measured = _measure(options, PRESETS[preset].attack if preset is not None else None)
+    recipe = options.pop("recipe")
     fixed = {key: value for key, value in options.items() if value not in (None, False)}
     grids = (Grid(fixed, tuple(axes)),) if preset is None else grids_of(preset, fixed, axes)
     assert isinstance(measured, Measure)
@@ -141,6 +147,7 @@ def command(
         output,
         grids,
         measured=measured,
+        recipe=recipe,
         preset=preset,
         engine=where,
         network=measured.baseline,

@@ -28,6 +28,7 @@ def sweep(
     grids: Sequence[Grid],
     *,
     measured: Measure | None = None,
+    recipe: str | None = None,
     preset: str | None = None,
     engine: str | EngineOptions = "process",
     workers: int | None = None,
@@ -45,6 +46,7 @@ def sweep(
         output,
         grids,
         measured=measured,
+        recipe=recipe,
         preset=preset,
         engine=engine,
         workers=workers,
@@ -105,6 +107,7 @@ def lines(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         (option_of(axis).removeprefix("--"), [point["typed"].get(axis, "") for point in points])
         for axis in result["axes"]
     ]
+    columns.append(("recipe", [point["recipe"] or text.MISSING for point in points]))
     columns += [
         ("non-zeros", [text.count(point["nnz"]) for point in points]),
         ("sparsity", [text.percent(point["sparsity"]) for point in points]),

@@ -74,6 +74,7 @@ def line_of(run: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     """What the sweep says of a point: the numbers of its ``run`` and those ``measured``, times last."""
     return {
         **{key: run[key] for key in _OF_RUN},
+        "recipe": run.get("recipe"),
         **{key: measured.get(key) for key in _OF_MEASURE},
         "measured_on": measured["measured_on"],
         "error": measured.get("error"),

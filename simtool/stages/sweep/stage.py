@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from simtool.engines.shards import write_bytes
 from simtool.errors import OptionError
 from simtool.networks import NetworkSpec
 from simtool.progress import NO_PROGRESS, Progress
+from simtool.stages import tune
 from simtool.stages.sparsify.finish import finished
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.plan import plan_of
@@ -33,6 +34,7 @@ from simtool.stages.sweep.folder import SweepFolder
 from simtool.stages.sweep.grid import Grid, Point, points_of
 from simtool.stages.sweep.points import Measure, line_of, measure
 from simtool.stages.sweep.shared import Shared
+from simtool.stages.tune import AUTO, RECIPES
 from simtool.states import States, first, open_states
 from simtool.strict_json import finite
 
@@ -46,6 +48,7 @@ def run_sweep(
     grids: Sequence[Grid],
     *,
     measured: Measure | None = None,
+    recipe: str | None = None,
     preset: str | None = None,
     engine: str | EngineOptions = "process",
     workers: int | None = None,
@@ -61,6 +64,8 @@ def run_sweep(
     output : the folder of the sweep; the same call again goes on with it, or returns what is finished
     grids : the points, see :class:`Grid`
     measured : what the models are measured on; the states' own samples without it
+    recipe : how budgets are spent, a name of :data:`simtool.stages.tune.RECIPES`, or ``auto``: each point tries them all on samples kept
+        back, as :func:`simtool.sparsify` does; as the points' own options say unless given
     preset : the name under which the grids are known, for the report
     engine, workers, network, allow_mixed : as for :func:`simtool.sparsify`; slurm only where it waits
 
@@ -75,7 +80,8 @@ def run_sweep(
             "a sweep solves its points one after the other, and --engine slurm returns before a point is solved. Add --wait, or use "
             "--engine serial, process or ray."
         )
-    points = points_of(grids)
+    points = points_of(_spent(grids, recipe))
+    _check_recipe(points, recipe)
     if not any(point.values for point in points):
         raise OptionError(
             "there is nothing to sweep. Pass values separated by commas, as --kappa 0.1,0.5,0.99, or --preset thesis-3.1."
@@ -84,17 +90,18 @@ def run_sweep(
     folder = SweepFolder(Path(output))
     with open_states(Path(states)) as source:
         source.verify_content()
-        jobs = [_job(source, point, measured) for point in points]
+        jobs = [_job(source, point, measured, recipe) for point in points]
         content = {
             "format_version": SWEEP_VERSION,
             "states": source.content_sha256(),
             "points": [job.asked for job in jobs],
+            "recipe": recipe,
             "measure": measured.to_json(),
         }
         folder.prepare()
         with folder.locked():
             folder.claim(content)
-            call = _Call(folder, source, measured, where, network, allow_mixed, progress)
+            call = _Call(folder, source, measured, recipe == AUTO, where, network, allow_mixed, progress)
             call.carry_out(jobs)
             result = {
                 "format_version": SWEEP_VERSION,
@@ -113,6 +120,29 @@ def run_sweep(
             return folder.finish(dict(finite(result)), table.csv_of(result))
 
 
+def _spent(grids: Sequence[Grid], recipe: str | None) -> list[Grid]:
+    """``grids`` with the options of ``recipe``; what they ask for themselves stays."""
+    if recipe in (None, AUTO):
+        return list(grids)
+    if recipe not in RECIPES:
+        raise OptionError(f"--recipe must be one of {AUTO}, {', '.join(RECIPES)}, got {recipe!r}.")
+    return [replace(grid, fixed={**RECIPES[recipe], **grid.fixed}) for grid in grids]
+
+
+def _check_recipe(points: Sequence[Point], recipe: str | None) -> None:
+    if recipe is None:
+        return
+    if not all(point.options.has_budget for point in points):
+        raise OptionError(
+            f"--recipe {recipe} belongs to budgets of non-zeros. Pass --target-sparsity, or leave it out."
+        )
+    if recipe == AUTO and any(point.samples is not None for point in points):
+        raise OptionError(
+            f"--recipe {AUTO} keeps samples back to choose by, and --samples says how many there are. Leave one of them out, or name a "
+            f"recipe: {', '.join(RECIPES)}."
+        )
+
+
 @dataclass
 class _Job:
     """A point with the spec of its run; ``line`` is what is known of it once it is measured."""
@@ -124,14 +154,14 @@ class _Job:
     line: dict[str, Any] = field(default_factory=dict)
 
 
-def _job(source: States, point: Point, measured: Measure) -> _Job:
+def _job(source: States, point: Point, measured: Measure, recipe: str | None) -> _Job:
     spec = spec_of(part_of(source, point), point.options)
     default = asdict(SparsifyOptions())
     changed = {key: value for key, value in asdict(point.options).items() if value != default[key]}
     asked = {"values": point.typed, "options": changed}
     # Not its environment: what a finished point is worth does not change with the machine that asks.
     defines = {key: value for key, value in spec.items() if key != "environment"}
-    text = json.dumps([defines, point.samples, measured.to_json()], sort_keys=True)
+    text = json.dumps([defines, point.samples, recipe, measured.to_json()], sort_keys=True)
     return _Job(point, spec, asked, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -160,6 +190,7 @@ class _Call:
     folder: SweepFolder
     source: States
     measured: Measure
+    tries_recipes: bool
     where: EngineOptions
     network: NetworkSpec | None
     allow_mixed: bool
@@ -192,17 +223,16 @@ class _Call:
 
     def _run(self, job: _Job, shared: Shared, later: list[dict[str, Any]]) -> None:
         run = self.folder.point(job.point.name)
-        shared.give(run, part_of(self.source, job.point), job.spec, later)
-        result = sparsify(
-            self.source.path,
-            run.path,
-            job.point.options,
-            engine=self.where,
-            network=self.network,
-            samples=job.point.samples,
-            allow_mixed=self.allow_mixed,
-            progress=self.progress,
-        )
+        call: dict[str, Any] = {
+            **{"engine": self.where, "network": self.network},
+            **{"allow_mixed": self.allow_mixed, "progress": self.progress},
+        }
+        if self.tries_recipes:
+            result = tune.sparsify(self.source.path, run.path, job.point.options, **call)
+        else:
+            shared.give(run, part_of(self.source, job.point), job.spec, later)
+            samples = job.point.samples
+            result = sparsify(self.source.path, run.path, job.point.options, samples=samples, **call)
         line = line_of(result, measure(run.model, self.source, self.measured))
         content = {"key": job.key, "line": finite(line)}
         write_bytes(self.folder.result_file(job.point.name), (json.dumps(content, indent=1) + "\n").encode())

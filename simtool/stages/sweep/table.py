@@ -20,7 +20,17 @@ def columns_of(result: dict[str, Any]) -> list[str]:
         dict.fromkeys(key for point in result["points"] for key in point["robust_accuracy"] or {})
     )
     robust = [f"{prefix}robust_accuracy_{key}" for prefix in ("", "baseline_") for key in epsilons]
-    return ["point", "objective", *result["axes"], *_NUMBERS, *robust, "measured_on", "error", *_TIMES]
+    return [
+        "point",
+        "objective",
+        *result["axes"],
+        *_NUMBERS,
+        *robust,
+        "recipe",
+        "measured_on",
+        "error",
+        *_TIMES,
+    ]
 
 
 def csv_of(result: dict[str, Any]) -> str:
