@@ -24,7 +24,7 @@ OPTIONS = {
     "lasso": SparsifyOptions(structure="dag", kappa=0.5),
     "l1": SparsifyOptions(objective="l1", beta=4.0),
     "kappa-on-a": SparsifyOptions(objective="l1", structure="free", kappa=0.5, kappa_on="a"),
-    "budget": SparsifyOptions(target_sparsity=0.8),
+    "budget": SparsifyOptions(target_sparsity=0.8, sequential=True, weight_samples="fisher"),
 }
 SLURM = EngineOptions("slurm", slurm=SlurmOptions(array_size=3), wait=True)
 

@@ -74,7 +74,7 @@ def compress(name: str, source: str, sparsity: float, folder: Path) -> Result:
         network, data, samples=SAMPLES[data], blocks=("none",), output=folder / "states.h5", overwrite=True
     )
     options = simtool.SparsifyOptions(target_sparsity=sparsity)
-    found = simtool.sparsify(folder / "states.h5", folder / "run", options)
+    found = simtool.sparsify(folder / "states.h5", folder / "run", options, network=network)
     simtool.evaluate(folder / "run", data, baseline=network, output=folder / "report", overwrite=True)
     written = simtool.export_model(folder / "run", folder / "sparse.onnx", network=network, overwrite=True)
     return Result(

@@ -22,13 +22,14 @@ from simtool.model import load_layers, load_model
 from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
 from simtool.row_status import STATUSES, RowStatus
-from simtool.stages.sparsify import budget, constraints
+from simtool.stages.sparsify import budget, constraints, sample_weights
 from simtool.stages.sparsify.anchor import anchored
 from simtool.stages.sparsify.answer import Answer, Task, answer, judge, statuses
 from simtool.stages.sparsify.elimination import kept_features
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.plan import Plan
 from simtool.stages.sparsify.structure import RowGroup
+from simtool.stages.sparsify.student import BlockStudent
 from simtool.stages.sparsify.work import constraints_of, kept_group, problems
 from simtool.states import States, first, open_states
 
@@ -84,7 +85,11 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
     shard = next(shard for shard in plan.shards if shard.start <= row < shard.stop)
     group, asked = kept_group(plan, shard, kept_features(folder, plan)), constraints_of(folder, plan)
     allowed = plan.allowed(group, np.array([row]), asked.mask)
-    supports = budget.support(folder, plan, replace(shard, start=row, stop=row + 1))
+    depth = plan.depths[shard.group]
+    if depth:
+        supports: np.ndarray | None = np.isin(group.features, indices)[None]  # found on states that are gone
+    else:
+        supports = budget.support(folder, plan, replace(shard, start=row, stop=row + 1))
     if supports is not None:
         allowed = supports if allowed is None else allowed & supports
     ((_, usable),) = constraints.pieces(allowed, plan.smooth(group), 1)
@@ -97,8 +102,14 @@ def dump_row(run: str | Path, row: int, output: str | Path, *, states: str | Pat
                 f"{states} is not the file that {folder.path} was made from (its content hash is "
                 f"{source.content_sha256()[:12]}, the run's {expected[:12]}). Pass the run's own states file with --states."
             )
-        w, z = _arrays(first(source, plan.m), plan, group, row)
-        design = Design(w, sample_weight=asked.sample_weight)
+        part = first(source, plan.m)
+        w, z = _arrays(part, plan, group, row)
+        if depth:
+            w = _student_design(folder, plan, part, shard.group, group)
+        weight = asked.sample_weight
+        if plan.options.weighs_rows:
+            weight = sample_weights.of_rows(plan, part)[row].astype(np.float64)
+        design = Design(w, sample_weight=weight)
         rows = problems(plan, group, design, z, allowed)
     features = group.features - plan.banks[group.bank].features[0]
     stored = np.zeros(features.size)
@@ -124,6 +135,18 @@ def _arrays(source: States, plan: Plan, group: RowGroup, row: int) -> tuple[np.n
     w = np.concatenate([np.asarray(source.X[:])[states], np.asarray(source.U[:])[inputs]])
     z = source.Z[row : row + 1] if row < plan.n else source.Y[row - plan.n : row - plan.n + 1]
     return w, np.asarray(z)
+
+
+def _student_design(folder: RunFolder, plan: Plan, source: States, index: int, group: RowGroup) -> np.ndarray:
+    """W (d, m) of a row fitted behind sparse ones: their states at the features of ``group``, which is part of group ``index``."""
+    if plan.layers:
+        raise InputError(
+            f"the rows of {group.name} were fitted on what the network computes behind sparse layers, which is not kept. Rows of layers that "
+            "read the network's input can be dumped, and all rows of a run without --sequential."
+        )
+    own = np.concatenate([np.asarray(source.X[:]), np.asarray(source.U[:])])
+    whole = BlockStudent(folder, plan, own).designs(plan.depths[index])[index]
+    return np.asarray(whole[np.searchsorted(plan.groups[index].features, group.features)])
 
 
 def _write(path: Path, dump: RowDump) -> None:

@@ -57,8 +57,9 @@ def solve(
     write_inputs(folder, source, bool(plan.layers), plan.options.anchor or 0.0)
     times.gram_seconds = run_tasks(folder, plan, engine, TILES, steps.tiles, progress, times)
     steps.assemble()
-    if steps.choose:
+    if steps.choose or plan.options.weighs_rows:
         write_weights(folder, plan, source)
+    if steps.choose:
         times.paths_seconds = run_tasks(folder, plan, engine, PATHS, steps.paths, progress, times)
         times.elimination_seconds = run_tasks(folder, plan, engine, CHOICE, [0], progress, times)
     student: Student | None = None

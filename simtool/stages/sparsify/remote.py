@@ -44,7 +44,7 @@ def submit(folder: RunFolder, plan: Plan, source: States, where: EngineOptions) 
     steps = Steps(folder, plan)
     if steps.rows:
         write_inputs(folder, source, bool(plan.layers), plan.options.anchor or 0.0)
-    if steps.choose:
+    if steps.choose or plan.options.weighs_rows:
         write_weights(folder, plan, source)
     if options.ray_nodes is not None:
         title = "all rows, on Ray inside one allocation"

@@ -52,13 +52,8 @@ def means(folder: RunFolder) -> np.ndarray:
 
 
 def of_rows(plan: Plan, source: States) -> np.ndarray:
-    """The weights (n + q, m) float32 that ``plan`` asks for. Raises InputError where the network's operators are not in the file."""
+    """The weights (n + q, m) float32 that ``plan`` asks for."""
     fisher = plan.options.weight_samples == FISHER
-    if fisher and not source.header.whole:
-        raise InputError(
-            f"--weight-samples {FISHER} follows errors to the outputs through the network's own operators, but {source.path} holds some of its "
-            "states only. Extract again without --blocks, or use --weight-samples gate."
-        )
     weights = np.ones((plan.n + plan.q, plan.m), dtype=np.float32)
     for start in range(0, plan.m, _CHUNK):
         samples = slice(start, min(start + _CHUNK, plan.m))
@@ -79,6 +74,15 @@ def of_rows(plan: Plan, source: States) -> np.ndarray:
     weights[: plan.n] = 0.5 * information[: plan.n] + 0.5 * mean * gates
     weights[plan.n :] = information[plan.n :] + _OUTPUT_SHARE * total[plan.n :, None] / plan.m
     return weights
+
+
+def require_operators(source: States, weight_samples: str | None) -> None:
+    """Raise InputError where the weights need the network's operators and the file lacks them."""
+    if weight_samples == FISHER and not source.header.whole:
+        raise InputError(
+            f"--weight-samples {FISHER} follows errors to the outputs through the network's own operators, but {source.path} holds some of its "
+            "states only. Extract again without --blocks, or use --weight-samples gate."
+        )
 
 
 def _open(plan: Plan, z: np.ndarray) -> np.ndarray:

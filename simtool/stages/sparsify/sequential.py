@@ -79,7 +79,16 @@ def is_ready(folder: RunFolder, plan: Plan, depth: int) -> bool:
 
 
 def refresh(folder: RunFolder, plan: Plan, student: Student, depth: int) -> None:
-    """Leave the designs of the groups of ``depth``, and their Gram matrices; the rows of all smaller depths must be there."""
+    """Leave what rows of ``depth`` need; the rows of all smaller depths must be there."""
+    for each in range(
+        1, depth + 1
+    ):  # sizes follow from those before: one after another, where a run was finished once
+        if not is_ready(folder, plan, each):
+            _refresh(folder, plan, student, each)
+
+
+def _refresh(folder: RunFolder, plan: Plan, student: Student, depth: int) -> None:
+    """Leave the designs of the groups of ``depth``, their Gram matrices, and the sizes of their rows."""
     designs, live = student.designs(depth), {}
     for index, design in designs.items():
         with folder.new_array(design_array(index), design.shape, np.float32) as mapped:

@@ -8,7 +8,7 @@ from typing import Any
 from simtool import environment
 from simtool.blocks import lipschitz, to_json
 from simtool.errors import InputError, OptionError
-from simtool.stages.sparsify import budget, constraints, elimination
+from simtool.stages.sparsify import budget, constraints, elimination, sample_weights
 from simtool.stages.sparsify.folder import SPEC_VERSION
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
 from simtool.states import States, StatesHeader
@@ -45,6 +45,7 @@ def constraints_asked(
             "without --blocks, or use --structure dag or free."
         )
     rows, features = header.states + header.outputs, header.states + header.inputs
+    sample_weights.require_operators(source, options.weight_samples)
     own = options.weight_samples if options.weights_file else None
     asked = constraints.read(options.mask, own, rows, features, header.samples)
     weights = asked.weights_sha256 if options.weights_file else options.weight_samples
@@ -92,7 +93,9 @@ def make_spec(source: States, options: SparsifyOptions) -> dict[str, Any]:
         **own,
         "format_version": SPEC_VERSION,
         "options": {
-            key: value for key, value in asdict(resolved).items() if value or key not in _LATER_OPTIONS
+            key: value
+            for key, value in asdict(resolved).items()
+            if key not in _LATER_OPTIONS or not (value is None or value is False)
         },
         "sizes": {"n": header.states, "p": header.inputs, "q": header.outputs, "m": header.samples},
         "blocks": to_json(header.blocks),

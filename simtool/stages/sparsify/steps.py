@@ -37,6 +37,7 @@ class Steps:
             if place.is_dir():
                 os.listdir(place)
         self.choose = not (elimination.is_chosen(folder, plan) and budget.is_chosen(folder, plan))
+        self.choose |= self._lacks_paths()
         self.paths = [
             index
             for index in range(len(plan.shards))
@@ -56,6 +57,12 @@ class Steps:
             for index, tile in enumerate(plan.tiles)
             if tile[0] in self.grams and not folder.holds(folder.tile(index))
         ]
+
+    def _lacks_paths(self) -> bool:
+        """Whether rows behind sparse ones are missing from a run whose paths are gone, which settle their sizes: it was finished once."""
+        shards = range(len(self.plan.shards))
+        missing = any(self.depth_of(i) > 0 and not self.folder.holds(self.folder.shard(i)) for i in shards)
+        return missing and not all(path_file(self.folder, i).exists() for i in shards)
 
     def depth_of(self, index: int) -> int:
         """The depth of shard ``index``."""
