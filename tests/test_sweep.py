@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -336,6 +337,78 @@ def test_samples_are_the_first_of_the_states(digits: dict[str, Path], tmp_path: 
     )
     assert code == 1
     assert "301" in found["error"]
+
+
+def convolutions() -> Any:
+    """Two layers with shared weights and a linear map, on the digits."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    layers = [
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, stride=2),
+        nn.ReLU(),
+    ]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 10))
+
+
+def test_rows_of_layers_with_shared_weights(tmp_path: Path) -> None:
+    from simtool.networks import NetworkSpec
+    from simtool.stages.extract import extract
+
+    network = NetworkSpec(f"{__file__}:convolutions", input_shape=(64,))
+    extract(network, "digits", samples=120, output=tmp_path / "states.h5")
+    code, found = _call(
+        *(
+            tmp_path / "states.h5",
+            "--target-sparsity",
+            "0.6,0.9",
+            "--samples",
+            "60,120",
+            "--engine",
+            "serial",
+        ),
+        *("-o", tmp_path / "out"),
+    )
+    assert code == 0
+    assert [point["values"]["samples"] for point in found["points"]] == [60, 60, 120, 120]
+    total = found["points"][0]["baseline_nnz"]
+    assert [point["nnz"] for point in found["points"]] == 2 * [
+        math.floor(0.4 * total),
+        math.floor(0.1 * total),
+    ]
+    agreement = [point["agreement"] for point in found["points"]]
+    assert agreement[2] > agreement[3]
+    options = SparsifyOptions(target_sparsity=0.9)
+    sparsify(tmp_path / "states.h5", tmp_path / "alone", options, engine="serial")
+    alone = (tmp_path / "alone" / "model.h5").read_bytes()
+    assert (tmp_path / "out" / "points" / "003" / "model.h5").read_bytes() == alone
+
+
+def test_rows_that_are_not_certified_are_told(digits: dict[str, Path], tmp_path: Path) -> None:
+    arguments = [str(digits["states"]), "--objective", "l1", "--beta", "0.001,0.01", "--tol", "1e-12"]
+    arguments += ["--solver", "scs", "--samples", "40", "--engine", "serial", "--quiet"]
+    result = CliRunner().invoke(command, [*arguments, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 3
+    assert "2 of 2 points have rows that are not certified" in result.output
+
+
+def test_what_measures_is_checked_before_any_point_is_solved(digits: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = (digits["states"], "--kappa", "0.1,0.5", "--engine", "serial", "-o", out)
+    for more, message in (
+        (("--data", "nowhere.npz"), "nowhere.npz"),
+        (("--data", "digits", "--attack", "fgsm", "--epsilon", "-1"), "epsilon must be a finite number"),
+        (("--data", "digits", "--attack", "fgsm", "--gradient", "baseline"), "Pass --baseline NETWORK"),
+        (("--data", "digits", "--baseline", "nothing.onnx"), "nothing.onnx"),
+    ):
+        code, found = _call(*arguments, *more)
+        assert code == 1
+        assert message in found["error"]
+        assert not out.exists()
 
 
 def test_a_sweep_keeps_to_its_states(digits: dict[str, Path], tmp_path: Path) -> None:

@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from simtool.cli.engine import engine_options, taken_engine
 from simtool.cli.options import network_options, optional_network
 from simtool.cli.output import common_options, emit, progress_for
-from simtool.cli.sparsify import ObjectiveType
+from simtool.cli.sparsify import command as sparsify_command
 
 if TYPE_CHECKING:
     from simtool.stages.sweep import Axis
 
+# Options of sparsify that are the same for all points.
+_FIXED = (
+    *("objective", "match", "structure", "kappa_relative", "kappa_on", "kappa_outputs", "mean_loss", "solver", "tol"),
+    *("eliminate", "features", "sign", "box", "mask", "weight_samples", "paths", "pattern"),
+    *("sequential", "anchor", "untied"),
+)  # fmt: skip
 _PRESETS = ["thesis-3.1", "thesis-3.6", "sim-2", "sim-3", "sim-4"]
 _HELP = {
     "kappa": "Bounds of a row's l1 norm.",
@@ -66,35 +73,12 @@ def _axis_options(function: Any) -> Any:
 )
 @click.option("--preset", type=click.Choice(_PRESETS), help="The grid of a figure or table of the papers.")
 @_axis_options
-@click.option("--objective", type=ObjectiveType(), help="As in sparsify. [default: lasso]")
-@click.option("--structure", type=click.Choice(["layered", "dag", "free"]), help="[default: layered]")
-@click.option(
-    "--kappa-relative", is_flag=True, help="Count --kappa in l1 norms of each row's own least squares."
-)
-@click.option("--kappa-on", type=click.Choice(["a", "ab"]), help="What kappa bounds.")
-@click.option("--kappa-outputs", type=float, help="The bound for the rows of Y, one for all points.")
-@click.option("--mean-loss", is_flag=True, help="Divide the loss by the number of samples.")
-@click.option(
-    "--solver",
-    type=click.Choice(["native", "bisection", "clarabel", "scs", "mosek"]),
-    help="[default: native]",
-)
-@click.option("--tol", type=float, help="Relative duality gap of a certified row. [default: 1e-6]")
-@click.option(
-    "--paths",
-    type=click.Choice(["elimination", "lasso", "reweighted", "perspective"]),
-    help="With --target-sparsity: as in sparsify.",
-)
+@click.option("--target-nnz", type=int, metavar="N", help="One budget for all points: N non-zeros stay.")
 @click.option(
     "--recipe",
     type=click.Choice(["auto", "plain", "sequential", "gate", "fisher"]),
     help="With --target-sparsity: as in sparsify; auto tries all of them at every point. [default: plain]",
 )
-@click.option("--pattern", metavar="N:M", help="With --target-sparsity: as in sparsify.")
-@click.option("--sequential", is_flag=True, help="With --target-sparsity: fit layer by layer.")
-@click.option("--weight-samples", metavar="FILE|gate", help="As in sparsify.")
-@click.option("--anchor", type=float, metavar="R", help="As in sparsify.")
-@click.option("--untied", is_flag=True, help="As in sparsify.")
 @click.option(
     "--data", metavar="DATA", help="Measure every model on these data. [default: on the states' samples]"
 )
@@ -139,7 +123,11 @@ def command(
     axes = [axis for name in AXES if (axis := options.pop(name)) is not None]
     measured = _measure(options, PRESETS[preset].attack if preset is not None else None)
     recipe = options.pop("recipe")
-    fixed = {key: value for key, value in options.items() if value not in (None, False)}
+    context = click.get_current_context()
+    given = ParameterSource.COMMANDLINE
+    fixed = {
+        key: options[key] for key in (*_FIXED, "target_nnz") if context.get_parameter_source(key) == given
+    }
     grids = (Grid(fixed, tuple(axes)),) if preset is None else grids_of(preset, fixed, axes)
     assert isinstance(measured, Measure)
     result = sweep(
@@ -163,6 +151,10 @@ def command(
             err=True,
         )
         raise SystemExit(3)
+
+
+_after = next(index for index, param in enumerate(command.params) if param.name == "target_nnz")
+command.params[_after:_after] = [param for param in sparsify_command.params if param.name in _FIXED]
 
 
 def _measure(options: dict[str, Any], attack: dict[str, Any] | None) -> Any:

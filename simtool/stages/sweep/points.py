@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simtool.errors import ConvergenceError, NoImplicitForm, OptionError
-from simtool.networks import NetworkSpec
-from simtool.stages.evaluate import load_runnable, measure_model
+from simtool.data import open_data
+from simtool.errors import ConvergenceError, InputError, NoImplicitForm, OptionError
+from simtool.networks import NetworkSpec, load_network
+from simtool.stages.evaluate import load_runnable, make_attack, measure_model
 from simtool.stages.evaluate.metrics import CLASSIFICATION, Relative, classes_of, decide_task
 from simtool.states import States
 
@@ -64,6 +66,24 @@ class Measure:
         if self.baseline is not None:
             baseline = {key: _plain(value) for key, value in asdict(self.baseline).items()}
         return {**plain, "epsilons": list(self.epsilons), "baseline": baseline}
+
+
+def check(wanted: Measure, source: States) -> None:
+    """Raise what measuring would, before any point is solved: for data, a network or an attack that cannot be."""
+    if wanted.attack is not None:
+        make_attack(wanted.attack, wanted.epsilons, wanted.fraction, wanted.gradient, wanted.seed)
+        if wanted.attack == "fgsm" and wanted.gradient == "baseline" and wanted.baseline is None:
+            raise OptionError("--gradient baseline needs the baseline network. Pass --baseline NETWORK.")
+    if wanted.data is not None:
+        open_data(wanted.data, wanted.split).select(wanted.samples, wanted.seed)
+    if wanted.baseline is not None:
+        network = load_network(wanted.baseline, source.input_shape)
+        inputs = source.p - int(source.has_bias)
+        if math.prod(network.input_shape) != inputs or network.output_size != source.q:
+            raise InputError(
+                f"the baseline {wanted.baseline.network} takes {math.prod(network.input_shape)} numbers and gives {network.output_size}; the "
+                f"states' network takes {inputs} and gives {source.q}. Pass the network that the states came from."
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -32,7 +32,7 @@ from simtool.stages.sparsify.stage import sparsify
 from simtool.stages.sweep import table
 from simtool.stages.sweep.folder import SweepFolder
 from simtool.stages.sweep.grid import Grid, Point, points_of
-from simtool.stages.sweep.points import Measure, line_of, measure
+from simtool.stages.sweep.points import Measure, check, line_of, measure
 from simtool.stages.sweep.shared import Shared
 from simtool.stages.tune import AUTO, RECIPES
 from simtool.states import States, first, open_states
@@ -98,6 +98,8 @@ def run_sweep(
             "recipe": recipe,
             "measure": measured.to_json(),
         }
+        if not folder.grid.exists():  # what cannot be measured must not begin a sweep
+            check(measured, source)
         folder.prepare()
         with folder.locked():
             folder.claim(content)
