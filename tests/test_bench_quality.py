@@ -30,6 +30,7 @@ from simtool.cli import main
 from simtool.errors import InputError, OptionError
 from simtool.model import load_model
 from simtool.networks import load_network
+from simtool.stages import tune
 from simtool.stages.extract import extract
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.stage import sparsify
@@ -458,6 +459,10 @@ def test_the_command_from_training_to_the_picture(tmp_path: Path) -> None:
             if tuned or peer.tuned
         }
     assert given == wanted
+    for score in found["scores"]:
+        if score["method"] == "simtool":
+            assert score["settings"]["recipe"] in tune.RECIPES
+            assert 0.0 < score["validation"] <= 1.0
     assert all(len(method["values"]) == 2 and method["spread"] is not None for method in found["methods"])
     by_method = {(m["method"], m["budget"], m["tuned"]): m["mean"] for m in found["methods"]}
     assert by_method["simtool", "", True] > max(

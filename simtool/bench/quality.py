@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from simtool.solvers.warm import warm
 from simtool.stages.extract import extract
 
 _log = logging.getLogger("simtool")
-SAMPLES, SPARSITY, SEEDS = (6000,), (0.8, 0.9, 0.95, 0.98), 3
+SAMPLES, SPARSITY, SEEDS = (6000, 1000), (0.8, 0.9, 0.95, 0.98), 3
 _EPOCHS, _QUICK_EPOCHS = 15, 40
 _QUICK = {"samples": (400,), "sparsity": (0.8,), "seeds": 1, "data": "digits"}
 
@@ -115,39 +115,65 @@ def bench_quality(
         progress.note(name)
         progress.advance()
 
+    described = machine.describe()
     with tempfile.TemporaryDirectory(prefix="simtool-bench-") as scratch, machine.one_thread():
         for subject in _subjects(options, data, samples, seeds, test, Path(scratch)):
             sizes.append(subject.network.sizes)
             dense[subject.calibration.m].append(subject.dense_accuracy)
             scores += measure(subject, sparsity, ended)
-        described = machine.describe()
     progress.finish()
-    name = sizes[0] if len(set(sizes)) == 1 else "networks of several sizes"
+    case = Case(options, data, sizes, dense, time.perf_counter() - started, described)
+    content, text, page, picture = reported(case, scores)
+    if output is not None:
+        report.write(output, content, page, picture)
+    return {**content, "report": None if output is None else str(output), "text": text, "markdown": page}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was run: the networks' ``sizes``, the accuracy of each ``dense`` one by the number of samples, and on which machine."""
+
+    options: QualityBenchOptions
+    data: str
+    sizes: Sequence[str]
+    dense: Mapping[int, Sequence[float]]
+    seconds: float
+    machine: dict[str, Any]
+
+    @property
+    def network(self) -> str:
+        return self.sizes[0] if len(set(self.sizes)) == 1 else "networks of several sizes"
+
+    @property
+    def seeds(self) -> int:
+        return max(len(values) for values in self.dense.values())
+
+
+def reported(case: Case, scores: Sequence[Score]) -> tuple[dict[str, Any], str, str, dict[str, bytes]]:
+    """The JSON object, the tables for a terminal and as Markdown, and the picture."""
     found = lines(scores)
-    goals = targets(found, name, data, seeds)
+    goals = targets(found, case.network, case.data, case.seeds)
     content = {
-        "machine": described,
-        "quick": options.quick,
-        "data": data,
-        "network": name,
-        "samples": samples,
-        "sparsity": sparsity,
-        "seeds": seeds,
-        "dense": {str(count): values for count, values in dense.items()},
+        "machine": case.machine,
+        "quick": case.options.quick,
+        "data": case.data,
+        "network": case.network,
+        "samples": list(case.dense),
+        "sparsity": sorted({score.sparsity for score in scores}),
+        "seeds": case.seeds,
+        "dense": {str(count): list(values) for count, values in case.dense.items()},
         "methods": [line.to_json() for line in found],
         "scores": [score.to_json() for score in scores],
         "targets": [goal.to_json() for goal in goals],
         "quoted": [one.to_json() for one in QUOTED],
-        "seconds": time.perf_counter() - started,
+        "seconds": case.seconds,
     }
-    origin = _origin(options, name, data, seeds)
-    place = machine.one_line(described)
-    if options.quick:
+    origin = _origin(case.options, case.network, case.data, case.seeds)
+    place = machine.one_line(case.machine)
+    if case.options.quick:
         place = f"--quick: sizes of a test; {place}"
-    text, page = (report.tables(found, dict(dense), goals, place, origin, kind) for kind in (False, True))
-    if output is not None:
-        report.write(output, content, page, report.draw_picture(found, dict(dense)))
-    return {**content, "report": None if output is None else str(output), "text": text, "markdown": page}
+    text, page = (report.tables(found, case.dense, goals, place, origin, kind) for kind in (False, True))
+    return content, text, page, report.draw_picture(found, case.dense)
 
 
 def _subjects(

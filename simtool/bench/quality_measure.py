@@ -19,12 +19,12 @@ from simtool.bench.quality_prune import Work, budgets, prune, tune
 from simtool.errors import ConvergenceError
 from simtool.model import load_model
 from simtool.stages.sparsify.options import SparsifyOptions
-from simtool.stages.sparsify.stage import sparsify
+from simtool.stages.tune import sparsify
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One of ours: ``options`` beside --target-sparsity. The first of RECIPES gives the peers our layer budgets."""
+    """One of ours: ``options`` beside --target-sparsity, which chooses the rest. The first of RECIPES gives the peers our layer budgets."""
 
     name: str
     label: str
@@ -46,7 +46,7 @@ class Score:
     samples, sparsity, seed : of the case
     accuracy, agreement : on the test split, with its labels and with the dense network
     nnz, layers : non-zeros in all, and of each layer in the order they run
-    settings, validation : of a tuned peer, and the agreement that they were chosen by
+    settings, validation : of a tuned peer, or the recipe of ours, and the agreement on the samples they were chosen by
     seconds : CPU seconds of one thread, the choice of the settings included
     """
 
@@ -137,7 +137,11 @@ def _ours(subject: Subject, recipe: Recipe, sparsity: float, dense: np.ndarray) 
             f"the run has {result['nnz']} of {result['baseline_nnz']} non-zeros, but its layers have {made.nnz} of {size}: they would not be "
             "compared at the same size. Please report this network."
         )
-    return _score(subject, made, outputs, dense, (recipe.name, "", True, sparsity), seconds[0]), made
+    chosen = result.get("recipe")  # none where there was no choice
+    settings = {} if chosen is None else {"recipe": chosen}
+    validation = None if chosen is None else result["validation"][chosen]
+    key = (recipe.name, "", True, sparsity)
+    return _score(subject, made, outputs, dense, key, seconds[0], settings, validation), made
 
 
 def _peer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,7 @@ def accuracy_rows(
     """Test accuracy by method and sparsity, with the seconds of a model; peers ``tuned``, or with the papers' own settings."""
     here = [line for line in found if line.samples == samples]
     sparsities = sorted({line.sparsity for line in here})
-    rows = [
-        ("method", "non-zeros by layer", *(f"{s:.4g}".replace("0.", ".") for s in sparsities), "s a model")
-    ]
+    rows = [("method", "non-zeros by layer", *(f"{100 * s:g} %" for s in sparsities), "s a model")]
     rows.append(("dense", "-", *(percent(dense) for _ in sparsities), "-"))
     tunable = {line.method for line in here if not line.tuned}
     for key in dict.fromkeys((line.method, line.budget) for line in here):
@@ -106,7 +104,7 @@ _QUOTED = "Quoted on other data and other networks, as the papers print it; not 
 
 def tables(
     found: Sequence[Line],
-    dense: dict[int, Sequence[float]],
+    dense: Mapping[int, Sequence[float]],
     goals: Sequence[Target],
     place: str,
     origin: str,
@@ -141,7 +139,7 @@ _ORDER = (*(recipe.name for recipe in RECIPES), "alps", "obc", "sparsegpt", "wan
 _NEAR = 16.0  # percent points below the dense network that the middle panel shows
 
 
-def draw_picture(found: Sequence[Line], dense: dict[int, Sequence[float]]) -> dict[str, bytes]:
+def draw_picture(found: Sequence[Line], dense: Mapping[int, Sequence[float]]) -> dict[str, bytes]:
     """Accuracy against sparsity with bands of one standard deviation: with our layer budgets, the same near the dense network, and
     as the peers share budgets out. A row of panels for every number of samples; PNG and SVG."""
     drawn, panels = figure(12.5, 3.9 * len(dense), 3, len(dense))

@@ -264,7 +264,7 @@ def inference(
     "--samples",
     type=NumbersType(int),
     metavar="N,...",
-    help="Calibration samples, without labels; a table for each number. [default: 6000]",
+    help="Calibration samples, without labels; a table for each number. [default: 6000,1000]",
 )
 @click.option("--sparsity", type=NumbersType(float), metavar="S,...", help="[default: 0.8,0.9,0.95,0.98]")
 @click.option("--seeds", type=int, metavar="N", help="Networks and draws of the samples. [default: 3]")
