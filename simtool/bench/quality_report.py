@@ -144,7 +144,7 @@ def draw_picture(found: Sequence[Line], dense: Mapping[int, Sequence[float]]) ->
     as the peers share budgets out. A row of panels for every number of samples; PNG and SVG."""
     drawn, panels = figure(12.5, 3.9 * len(dense), 3, len(dense))
     ticks = [f"{100 * s:g} %" for s in sorted({line.sparsity for line in found})]
-    shown: dict[str, Any] = {}
+    shown: dict[tuple[int, str], Any] = {}  # by place in the legend, and name
     for i, (samples, accuracies) in enumerate(dense.items()):
         mean = 100 * sum(accuracies) / len(accuracies)
         here = [line for line in found if line.samples == samples and line.tuned]
@@ -156,20 +156,29 @@ def draw_picture(found: Sequence[Line], dense: Mapping[int, Sequence[float]]) ->
             )
         ):
             axes = panels[3 * i + j]
-            shown["dense"] = axes.axhline(mean, color="#1f2733", linewidth=0.9, linestyle=":")
+            shown[len(_ORDER), "dense network"] = axes.axhline(
+                mean, color="#1f2733", linewidth=0.9, linestyle=":"
+            )
             for method, budget in _keys(here, own=j == 2):
                 mine = [line for line in here if (line.method, line.budget) == (method, budget)]
                 label = mine[0].label + (", one threshold" if budget == GLOBAL else "")
-                shown[label] = _curve(axes, mine, _ORDER.index(method), budget)
+                place = _ORDER.index(method)
+                shown[place, label] = _curve(axes, mine, place, budget)
             axes.set_title(f"m = {samples}: {title}", fontsize=9, color="#1f2733")
             axes.set_xticks(range(len(ticks)), ticks)
             axes.set_xlim(-0.15, len(ticks) - 0.85)
             axes.set_ylim(low, high)
             axes.set_xlabel("sparsity", fontsize=8)
             axes.set_ylabel("" if j else "test accuracy, %", fontsize=8)
-    names = list(shown)[:1] + list(shown)[:0:-1]  # ours, drawn last, is named first
-    handles = [shown[name] for name in names]
-    drawn.legend(handles, names, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    places = sorted(shown)
+    drawn.legend(
+        [shown[place] for place in places],
+        [name for _, name in places],
+        loc="outside lower center",
+        ncols=5,
+        fontsize=8,
+        frameon=False,
+    )
     return encode(drawn)
 
 
