@@ -175,6 +175,29 @@ def test_with_a_budget_the_share_is_of_least_squares_on_the_support(
     np.testing.assert_allclose(norms, 0.5 * full, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_sparsity": 0.85, "sequential": True, "weight_samples": "gate"},
+        {"target_sparsity": 0.85, "structure": "dag", "paths": "reweighted"},
+        {"pattern": "2:4"},
+    ],
+    ids=["sequential-gate", "reweighted", "pattern"],
+)
+def test_every_kind_of_budget_is_proven_under_its_share(
+    digits: dict[str, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    table = load_model(
+        _run(digits["states"], tmp_path / "run", kappa=0.5, kappa_on="ab", **options)
+    ).certificates
+    assert table is not None
+    bounded = np.isfinite(table.kappa_slack)
+    assert bounded.any()
+    # Half of the least squares' norm binds every row that has any coefficient.
+    assert (np.abs(table.kappa_slack[bounded]) <= 1e-6).all()
+    assert (table.multiplier[bounded] >= 0).all()
+
+
 def test_rows_of_layers_with_shared_weights(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "d.npz", inputs=rng.uniform(0, 1, (60, 2, 5, 5)).astype(np.float32))

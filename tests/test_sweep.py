@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from simtool.report.sweep import sweep
 from simtool.stages import tune
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.stage import sparsify
-from simtool.stages.sweep import PRESETS, Axis, Grid, Measure
+from simtool.stages.sweep import AXES, PRESETS, Axis, Grid, Measure
 from simtool.stages.sweep.grid import points_of
 from simtool.stages.sweep.presets import grids_of
 from simtool.states import open_states
@@ -235,6 +236,41 @@ def test_presets_are_grids_that_can_be(name: str) -> None:
         assert [(point.typed, point.options.kappa_relative) for point in relative] == [
             ({"kappa": "0.3"}, True)
         ]
+
+
+def test_what_the_command_line_lists_is_what_there_is() -> None:
+    choices = {param.name: getattr(param.type, "choices", None) for param in command.params}
+    assert tuple(choices["preset"] or ()) == tuple(PRESETS)
+    assert tuple(choices["recipe"] or ()) == (tune.AUTO, *tune.RECIPES)
+    names = {param.name for param in command.params}
+    assert set(AXES) <= names
+    fields = {field.name for field in dataclasses.fields(SparsifyOptions)}
+    assert fields <= names
+
+
+def test_the_preset_of_figure_4_attacks_along_the_baseline(digits: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = (
+        digits["states"],
+        "--preset",
+        "sim-4",
+        "--alpha",
+        "0.1",
+        "--beta",
+        "0.2",
+        "--engine",
+        "serial",
+        "-o",
+        out,
+    )
+    code, found = _call(*asked, "--data", "digits")
+    assert code == 1
+    assert "Pass --baseline NETWORK, or --gradient model" in found["error"]
+    code, found = _call(*asked, "--data", "digits", "--baseline", NETWORK, "--weights", digits["weights"])
+    assert code == 0
+    assert found["measure"]["gradient"] == "baseline"
+    assert [set(point["robust_accuracy"]) for point in found["points"]] == 2 * [{"0.004", "0.008"}]
+    assert "robust-sparsity" in found["figures"]
 
 
 def test_a_preset_sets_what_it_is_about() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,9 +181,13 @@ def _measure(options: dict[str, Any], attack: dict[str, Any] | None) -> Any:
         )
     if "epsilon" in given:
         given["epsilons"] = tuple(part.strip() for part in given.pop("epsilon").split(",") if part.strip())
-    preset = dict(attack or {}) if taken["data"] is not None else {}
-    if baseline is None and preset.get("gradient") == "baseline":
-        preset.pop("gradient")
+    preset = dict(attack or {})
+    if taken["data"] is None and preset:
+        preset = {}
+        if not given:  # what is asked for is refused with its own words
+            logging.getLogger("simtool").warning(
+                "the attack of --preset is measured on data: without --data DATA there is no robust accuracy"
+            )
     spec = optional_network(baseline, *loading.values())
     return Measure(**taken, samples=samples, baseline=spec, **{**preset, **given})
 

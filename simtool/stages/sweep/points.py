@@ -73,7 +73,9 @@ def check(wanted: Measure, source: States) -> None:
     if wanted.attack is not None:
         make_attack(wanted.attack, wanted.epsilons, wanted.fraction, wanted.gradient, wanted.seed)
         if wanted.attack == "fgsm" and wanted.gradient == "baseline" and wanted.baseline is None:
-            raise OptionError("--gradient baseline needs the baseline network. Pass --baseline NETWORK.")
+            raise OptionError(
+                "the attack follows the baseline's gradient, and the baseline is missing. Pass --baseline NETWORK, or --gradient model."
+            )
     if wanted.data is not None:
         open_data(wanted.data, wanted.split).select(wanted.samples, wanted.seed)
     if wanted.baseline is not None:
