@@ -21,10 +21,11 @@ from simtool.networks import NetworkSpec, load_network
 from simtool.stages.extract import extract
 from simtool.stages.replay import dump_row, replay
 from simtool.stages.sparsify import sequential
-from simtool.stages.sparsify.budget import settle, sizes_file
+from simtool.stages.sparsify.budget import kept_of, settle, sizes_file
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.plan import plan_of
+from simtool.stages.sparsify.skips import skip_of
 from simtool.stages.sparsify.stage import sparsify
 from simtool.stages.sparsify.structure import RowGroup
 from simtool.states import open_states
@@ -55,7 +56,7 @@ def test_every_row_is_the_best_on_the_states_of_the_sparse_part(
     options = SparsifyOptions(target_sparsity=sparsity, sequential=True, structure=structure)
     result = sparsify(digits["states"], tmp_path / "run", options, engine="serial")
     assert result["certified"] == result["rows"]
-    assert result["nnz"] == int((1 - sparsity) * result["baseline_nnz"])
+    assert result["nnz"] == kept_of(sparsity, result["baseline_nnz"])
     model = load_model(tmp_path / "run")
     assert set(model.certificates.kind) == {FIXED_SUPPORT}
     with open_states(digits["states"]) as source:
@@ -196,7 +197,7 @@ def test_layers_are_fitted_behind_the_sparse_ones(place: Path) -> None:
         inputs = np.asarray(source.U[:-1]).T.reshape(-1, 3, 8)
         y = np.asarray(source.Y[:]).T
     assert found["certified"] == found["rows"]
-    assert found["nnz"] == int(0.4 * found["baseline_nnz"])
+    assert found["nnz"] == kept_of(0.6, found["baseline_nnz"])
     loaded = load_network(network, (3, 8))
     errors = {}
     for name in ("plain", "seq"):
@@ -210,6 +211,79 @@ def test_layers_are_fitted_behind_the_sparse_ones(place: Path) -> None:
     (again,) = (sparsify(place / "s.h5", place / "again", seq, engine="process", workers=2, network=network),)
     assert again["nnz"] == found["nnz"]
     assert (place / "again" / "model.h5").read_bytes() == (place / "seq" / "model.h5").read_bytes()
+
+
+class Residual(nn.Module):
+    """A norm between a layer and the sum it goes into; a sum without a norm; a layer whose result is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv1d(3, 6, 3, padding=1), nn.Conv1d(6, 6, 3, padding=1, bias=False)
+        self.norm, self.plain = nn.BatchNorm1d(6), nn.Conv1d(6, 6, 1)
+        self.twice, self.out = nn.Conv1d(6, 6, 1), nn.Linear(6 * 8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.stem(x))
+        h = torch.relu(self.norm(self.body(h)) + h)
+        h = h + self.plain(torch.relu(h))
+        t = self.twice(h)
+        return self.out((torch.relu(t) + t).flatten(1))
+
+
+def residual() -> nn.Module:
+    torch.manual_seed(7)
+    net = Residual()
+    nn.init.uniform_(net.norm.weight, -2, 2)
+    nn.init.uniform_(net.norm.running_var, 0.5, 2)
+    nn.init.uniform_(net.norm.running_mean, -1, 1)
+    return net
+
+
+def test_targets_make_up_for_what_is_lost_beside_them() -> None:
+    network = load_network(NetworkSpec(f"{HERE}:residual"), (3, 8))
+    found = {layer.spec.name: skip_of(network.outline.program, layer) for layer in network.outline.layers}
+    assert {name for name, skip in found.items() if skip} == {"body", "plain"}
+    inputs = np.random.default_rng(0).uniform(-1, 1, (50, 3, 8)).astype(np.float32)
+    for name, factor in (("body", None), ("plain", np.ones(6))):
+        skip = found[name]
+        assert skip is not None
+        own = network.tensors(inputs, skip.names)
+        a = skip.factors(own)
+        assert a is not None
+        if factor is not None:
+            np.testing.assert_allclose(a, factor, rtol=1e-5)
+        lost = np.random.default_rng(1).normal(size=own[skip.other].shape)
+        fitted = skip.corrected(own, {skip.other: own[skip.other] - lost}, a)
+        # what comes out of the sum is the network's own again
+        moved = own[skip.value] + a[:, None] * (fitted - own[skip.result])
+        np.testing.assert_allclose(moved - lost, own[skip.value], atol=1e-4)
+        a[2] = 0.0
+        assert np.array_equal(
+            skip.corrected(own, {skip.other: own[skip.other] - lost}, a)[:, 2], own[skip.result][:, 2]
+        )
+        if skip.value != skip.result:
+            assert skip.factors({**own, skip.value: np.abs(own[skip.value])}) is None
+
+
+def test_a_residual_network_loses_less(place: Path) -> None:
+    network = NetworkSpec(f"{HERE}:residual")
+    states = place / "residual.h5"
+    extract(f"{HERE}:residual", str(place / "d.npz"), output=states)
+    loaded = load_network(network, (3, 8))
+    with open_states(states) as source:
+        inputs, y = np.asarray(source.U[:-1]).T.reshape(-1, 3, 8), np.asarray(source.Y[:]).T
+    errors = {}
+    for sequentially in (False, True):
+        run = place / f"residual-{sequentially}"
+        options = SparsifyOptions(target_sparsity=0.6, sequential=sequentially)
+        result = sparsify(states, run, options, engine="serial", network=network)
+        assert result["certified"] == result["rows"]
+        layers = load_layers(run)
+        assert layers is not None
+        sparse = loaded.with_weights(layers.tensors(loaded.weights()))
+        out = sparse.tensors(inputs, (sparse.outline.output_tensor,))[sparse.outline.output_tensor]
+        errors[sequentially] = float(np.square(out.reshape(len(y), -1) - y).mean())
+    assert errors[True] < errors[False]
 
 
 def test_layers_need_their_own_network(place: Path) -> None:

@@ -145,7 +145,7 @@ def _student_design(folder: RunFolder, plan: Plan, source: States, index: int, g
             "read the network's input can be dumped, and all rows of a run without --sequential."
         )
     own = np.concatenate([np.asarray(source.X[:]), np.asarray(source.U[:])])
-    whole = BlockStudent(folder, plan, own).designs(plan.depths[index])[index]
+    whole = BlockStudent(folder, plan, own).designs(plan.depths[index])[index].design
     return np.asarray(whole[np.searchsorted(plan.groups[index].features, group.features)])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 _WEIGHTS = "row-weights"
 
 
+def kept_of(sparsity: float, nnz: int) -> int:
+    """floor((1 - S) nnz) for S as it is typed: .9 of 10 leaves 1, though 1 - .9 is below a tenth in binary numbers."""
+    return math.floor((1 - Fraction(repr(float(sparsity)))) * nnz)
+
+
 def spec_of(options: SparsifyOptions, header: StatesHeader, tied: bool) -> dict[str, int] | None:
     """What a spec says of the budget: the non-zeros that the rows share. None where none is asked for. Raises OptionError."""
     total = options.target_nnz
@@ -38,7 +44,7 @@ def spec_of(options: SparsifyOptions, header: StatesHeader, tied: bool) -> dict[
             raise OptionError(
                 "--target-sparsity counts against the network's own parameters, which these states do not know. Use --target-nnz N."
             )
-        total = math.floor((1.0 - options.target_sparsity) * header.baseline_nnz)
+        total = kept_of(options.target_sparsity, header.baseline_nnz)
     if total is None:
         # A pattern alone is its own limit: room for whatever fits it.
         return None if options.pattern is None else {"nnz": _everything(header, tied)}

@@ -51,18 +51,20 @@ def _paths(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The orders and the losses of the rows of shard ``index``, on the network's own states or on what they are ``fitted`` on."""
     from simtool.budget.search import find
+    from simtool.stages.sparsify import sequential
     from simtool.stages.sparsify.work import constraints_of, design_of, fitted_design_of
 
     shard = plan.shards[index]
     group, bank = plan.groups[shard.group], plan.banks[plan.groups[shard.group].bank]
     if fitted:
         w, chosen, gram = fitted_design_of(folder, plan, shard.group, group)
+        targets = sequential.targets_of(folder, plan, shard)
     else:
         w, chosen, gram = design_of(folder, plan, group)
+        targets = folder.map_array(bank.targets)[shard.start - bank.rows[0] : shard.stop - bank.rows[0]]
     if gram is None:
         raise FormatError(f"the Gram matrix of {group.name} is missing. Run the same command again.")
     design = Design(w, gram, constraints_of(folder, plan).sample_weight, chosen)
-    targets = folder.map_array(bank.targets)[shard.start - bank.rows[0] : shard.stop - bank.rows[0]]
     count = shard.stop - shard.start
     correlations, squares = np.zeros((count, group.features.size)), np.zeros(count)
     for part in design.parts():

@@ -22,7 +22,7 @@ from simtool.stages.sparsify.folder import RunFolder
 
 if TYPE_CHECKING:
     from simtool.stages.sparsify.plan import Plan
-    from simtool.stages.sparsify.structure import RowGroup
+    from simtool.stages.sparsify.structure import RowGroup, Shard
     from simtool.stages.sparsify.student import Student
 
 
@@ -62,6 +62,22 @@ def design_array(index: int) -> str:
     return f"student-{index}"
 
 
+def targets_array(index: int) -> str:
+    """The array of the targets (r, m) float32 of group ``index``, where they are not the network's own."""
+    return f"student-targets-{index}"
+
+
+def targets_of(folder: RunFolder, plan: Plan, shard: Shard) -> np.ndarray:
+    """The targets (r, m) that the rows of ``shard`` are fitted to."""
+    group = plan.groups[shard.group]
+    if plan.depths[shard.group] and folder.array(targets_array(shard.group)).exists():
+        return folder.map_array(targets_array(shard.group))[
+            shard.start - group.rows[0] : shard.stop - group.rows[0]
+        ]
+    bank = plan.banks[group.bank]
+    return folder.map_array(bank.targets)[shard.start - bank.rows[0] : shard.stop - bank.rows[0]]
+
+
 def gram_array(index: int) -> str:
     """The array of its Gram matrix, (d, d) float64."""
     return f"student-gram-{index}"
@@ -90,7 +106,11 @@ def refresh(folder: RunFolder, plan: Plan, student: Student, depth: int) -> None
 def _refresh(folder: RunFolder, plan: Plan, student: Student, depth: int) -> None:
     """Leave the designs of the groups of ``depth``, their Gram matrices, and the sizes of their rows."""
     designs, live = student.designs(depth), {}
-    for index, design in designs.items():
+    for index, fitted in designs.items():
+        design = fitted.design
+        if fitted.targets is not None:
+            with folder.new_array(targets_array(index), fitted.targets.shape, np.float32) as mapped:
+                mapped[:] = fitted.targets
         with folder.new_array(design_array(index), design.shape, np.float32) as mapped:
             mapped[:] = design
         gram = np.zeros((len(design), len(design)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -10,8 +11,9 @@ from scipy import sparse
 
 from simtool.design import SAMPLE_TILE
 from simtool.errors import InputError, OptionError
-from simtool.stages.extract.layers import Recorded, recorded_again, tensors_of
+from simtool.stages.extract.layers import recorded_again, tensors_of
 from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.skips import skip_of
 
 if TYPE_CHECKING:
     from simtool.networks import Network
@@ -22,11 +24,19 @@ if TYPE_CHECKING:
 _BATCH = 256
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What the rows of a group are fitted on: ``design`` (d, m) float32, and their ``targets`` (r, m); None for the network's own."""
+
+    design: np.ndarray
+    targets: np.ndarray | None = None
+
+
 class Student(Protocol):
     """What gives the designs of the groups of one depth after the other."""
 
-    def designs(self, depth: int) -> dict[int, np.ndarray]:
-        """The design (d, m) float32 of every group of ``depth``, on the states of the finished rows of smaller depths."""
+    def designs(self, depth: int) -> dict[int, Fitted]:
+        """What every group of ``depth`` is fitted on: the states of the finished rows of smaller depths."""
         ...
 
 
@@ -73,14 +83,15 @@ class BlockStudent:
         self._design = np.array(design, dtype=np.float32)
         self._known = -1  # rows up to this depth have given their states
 
-    def designs(self, depth: int) -> dict[int, np.ndarray]:
+    def designs(self, depth: int) -> dict[int, Fitted]:
         """See :class:`Student`."""
         for before in range(self._known + 1, depth):
             for index in self._plan.at_depth(before):
                 self._run(index)
             self._known = before
         return {
-            index: self._design[self._plan.groups[index].features] for index in self._plan.at_depth(depth)
+            index: Fitted(self._design[self._plan.groups[index].features])
+            for index in self._plan.at_depth(depth)
         }
 
     def _run(self, index: int) -> None:
@@ -110,7 +121,7 @@ class LayerStudent:
         self._inputs = np.ascontiguousarray(inputs).reshape(plan.m, *network.input_shape)
         self._layers = recorded_again(network, self._inputs[:1], plan.layers, plan.m, source.header.seed)
 
-    def designs(self, depth: int) -> dict[int, np.ndarray]:
+    def designs(self, depth: int) -> dict[int, Fitted]:
         """See :class:`Student`."""
         plan = self._plan
         own = self._network.weights()
@@ -123,28 +134,49 @@ class LayerStudent:
             weight = changed.get(spec.weight, own[spec.weight])
             bias = None if spec.bias is None else changed.get(spec.bias, own[spec.bias])
             changed |= spec.tensors(table, weight, bias)
-        wanted = plan.at_depth(depth)
-        numbers = sorted({plan.groups[index].bank for index in wanted})
-        seen = self._columns(self._network.with_weights(changed), [self._layers[i] for i in numbers])
-        found = {}
-        for index in wanted:
-            group = plan.groups[index]
-            bank = plan.banks[group.bank]
-            features = group.features - bank.features[0]
-            design = seen[numbers.index(group.bank)][features]
-            # Behind the samples come those of --anchor, which hold for every network.
-            more = self._folder.map_array(bank.design)[features, design.shape[1] :]
-            found[index] = np.hstack([design, more])
-        return found
+        numbers = sorted({plan.groups[index].bank for index in plan.at_depth(depth)})
+        seen = dict(zip(numbers, self._columns(self._network.with_weights(changed), numbers), strict=True))
+        return {
+            index: self._fitted(plan.groups[index], *seen[plan.groups[index].bank])
+            for index in plan.at_depth(depth)
+        }
 
-    def _columns(self, network: Network, layers: Sequence[Recorded]) -> list[np.ndarray]:
-        """The designs (features, columns) float32 of ``layers`` in ``network``."""
-        names = tensors_of([entry.layer for entry in layers])
-        parts: list[list[np.ndarray]] = [[] for _ in layers]
+    def _fitted(self, group: RowGroup, design: np.ndarray, targets: np.ndarray | None) -> Fitted:
+        """The part of a layer's columns that belongs to ``group``; behind them come the samples of --anchor, which hold for every network."""
+        bank = self._plan.banks[group.bank]
+        features, rows = group.features - bank.features[0], slice(*(row - bank.rows[0] for row in group.rows))
+        columns = design.shape[1]
+        own = np.hstack([design[features], self._folder.map_array(bank.design)[features, columns:]])
+        if targets is None:
+            return Fitted(own)
+        return Fitted(own, np.hstack([targets[rows], self._folder.map_array(bank.targets)[rows, columns:]]))
+
+    def _columns(
+        self, student: Network, numbers: Sequence[int]
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """The designs (features, columns) of the layers ``numbers`` in ``student``, and their targets where they differ."""
+        layers = [self._layers[number] for number in numbers]
+        skips = [skip_of(self._network.outline.program, entry.layer) for entry in layers]
+        names = (*tensors_of([entry.layer for entry in layers]), *(skip.other for skip in skips if skip))
+        own_names = [name for skip in skips if skip for name in skip.names]
+        factors: list[np.ndarray | None] = [None] * len(layers)
+        designs: list[list[np.ndarray]] = [[] for _ in layers]
+        targets: list[list[np.ndarray]] = [[] for _ in layers]
         for start in range(0, len(self._inputs), _BATCH):
             batch = self._inputs[start : start + _BATCH]
-            tensors = network.tensors(batch, names)
+            tensors = student.tensors(batch, dict.fromkeys(names))
+            own = self._network.tensors(batch, dict.fromkeys(own_names)) if own_names else {}
             samples = np.arange(start, start + len(batch))
-            for part, entry in zip(parts, layers, strict=True):
-                part.append(entry.columns(tensors, samples)[0].astype(np.float32))
-        return [np.concatenate(part, axis=1) for part in parts]
+            for i, (entry, skip) in enumerate(zip(layers, skips, strict=True)):
+                if skip is not None and start == 0:
+                    factors[i] = skip.factors(own)
+                found, known = dict(tensors), factors[i]
+                if skip is not None and known is not None:
+                    found[skip.result] = skip.corrected(own, tensors, known)
+                design, target = entry.columns(found, samples)
+                designs[i].append(design.astype(np.float32))
+                targets[i].append(target.astype(np.float32))
+        return [
+            (np.concatenate(design, axis=1), None if known is None else np.concatenate(target, axis=1))
+            for design, target, known in zip(designs, targets, factors, strict=True)
+        ]
