@@ -23,6 +23,8 @@ COMMANDS = {
     "predict": "Outputs of a model on data.",
     "export": "A model, or its network with sparse weights, for other runtimes.",
     "convert": "The exact implicit form of a network.",
+    "compact": "The same model without states that nothing needs.",
+    "sweep": "Grids of options on the same states: tables and pictures of what they trade.",
     "bench": "Speed beside other solvers, on this machine.",
 }
 

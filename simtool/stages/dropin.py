@@ -49,6 +49,12 @@ def _from_rows(model: ImplicitModel, network: Network) -> dict[str, np.ndarray]:
             f"the network given has the blocks {', '.join(names)} and the model {', '.join(blocks)}: it is no model of this network. Pass the "
             "network that the states were extracted from."
         )
+    other = [node.name for node in graph.nodes if node.size != blocks[node.name].size]
+    if other:
+        raise InputError(
+            f"the blocks {', '.join(other)} of the model have other sizes than the network's: it is no model of this network, or states were "
+            "removed from it (simtool compact). Pass the model as it was before, or export it without --network."
+        )
     scaling = np.ones(model.n) if model.scaling is None else model.scaling
     by_result = {layer.uses[0].result: layer for layer in network.outline.layers}
     changed: dict[str, np.ndarray] = {}
