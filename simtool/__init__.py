@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from simtool.model import load_model as load
     from simtool.networks import NetworkSpec
     from simtool.report import evaluate
+    from simtool.report.sweep import sweep
+    from simtool.stages.column_groups import select_columns
+    from simtool.stages.compact import compact
     from simtool.stages.convert import convert
     from simtool.stages.export import export as export_model
     from simtool.stages.extract import extract
@@ -36,19 +39,24 @@ if TYPE_CHECKING:
     from simtool.stages.sparsify.options import SparsifyOptions
     from simtool.stages.sparsify.stage import resume
     from simtool.stages.sparsify.status import cancel, status
+    from simtool.stages.sweep import Axis, Grid, Measure
     from simtool.stages.tune import Wish, sparsify
     from simtool.states import open_states
 
 _HOMES = {
+    "Axis": ("simtool.stages.sweep", "Axis"),
     "EngineOptions": ("simtool.engines", "EngineOptions"),
     "FixedPoint": ("simtool.model", "FixedPoint"),
+    "Grid": ("simtool.stages.sweep", "Grid"),
     "ImplicitModel": ("simtool.model", "ImplicitModel"),
+    "Measure": ("simtool.stages.sweep", "Measure"),
     "NetworkSpec": ("simtool.networks", "NetworkSpec"),
     "SimtoolError": ("simtool.errors", "SimtoolError"),
     "SlurmOptions": ("simtool.engines.slurm", "SlurmOptions"),
     "Wish": ("simtool.stages.tune", "Wish"),
     "SparsifyOptions": ("simtool.stages.sparsify.options", "SparsifyOptions"),
     "cancel": ("simtool.stages.sparsify.status", "cancel"),
+    "compact": ("simtool.stages.compact", "compact"),
     "convert": ("simtool.stages.convert", "convert"),
     "evaluate": ("simtool.report", "evaluate"),
     "export_model": ("simtool.stages.export", "export"),
@@ -59,17 +67,22 @@ _HOMES = {
     "predict": ("simtool.stages.predict", "predict"),
     "replay": ("simtool.stages.replay", "replay"),
     "resume": ("simtool.stages.sparsify.stage", "resume"),
+    "select_columns": ("simtool.stages.column_groups", "select_columns"),
     "sparsify": ("simtool.stages.tune", "sparsify"),
     "from_torch": ("simtool.export.torch_module", "from_torch"),
+    "sweep": ("simtool.report.sweep", "sweep"),
     "status": ("simtool.stages.sparsify.status", "status"),
     "to_onnx": ("simtool.export.onnx_model", "to_onnx"),
     "to_torch": ("simtool.export.torch_module", "to_torch"),
 }
 
 __all__ = [
+    "Axis",
     "EngineOptions",
     "FixedPoint",
+    "Grid",
     "ImplicitModel",
+    "Measure",
     "NetworkSpec",
     "SimtoolError",
     "SlurmOptions",
@@ -77,6 +90,7 @@ __all__ = [
     "Wish",
     "__version__",
     "cancel",
+    "compact",
     "convert",
     "evaluate",
     "export_model",
@@ -88,8 +102,10 @@ __all__ = [
     "predict",
     "replay",
     "resume",
+    "select_columns",
     "sparsify",
     "status",
+    "sweep",
     "to_onnx",
     "to_torch",
 ]

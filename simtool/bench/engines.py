@@ -18,7 +18,7 @@ from simtool.bench import machine
 from simtool.bench.arrays import DATA, Source
 from simtool.bench.engines_measure import BUSY, Where, side_by_side
 from simtool.bench.engines_report import Outcome
-from simtool.bench.rows import _check as check_folder
+from simtool.bench.report_folder import ReportFolder
 from simtool.bench.run_case import Settings
 from simtool.errors import InputError, OptionError
 from simtool.networks import NetworkSpec
@@ -101,7 +101,7 @@ def bench_engines(
     """
     started = time.perf_counter()
     if output is not None:
-        check_folder(output, overwrite)
+        _folder(output).check(overwrite)
     places, repeats = options.places(), 1 if options.quick else options.repeats
     asked = cases.chosen(options.names)
     if options.states is not None:
@@ -139,7 +139,8 @@ def bench_engines(
     place = _place(described, load, options.quick)
     markdown = report.page(outcomes, judged, place)
     if output is not None:
-        report.write(output, content, markdown, report.draw(outcomes))
+        drawn = {f"{report.PICTURE}.{kind}": data for kind, data in report.draw(outcomes).items()}
+        _folder(output).write(content, markdown, drawn)
     where = None if output is None else str(output)
     return {
         **content,
@@ -172,3 +173,7 @@ def _place(described: dict[str, Any], load: dict[str, float | None], quick: bool
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _folder(output: Path) -> ReportFolder:
+    return ReportFolder(output, "bench.json", "engines.md")

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from simtool.bench import table
@@ -16,11 +12,8 @@ from simtool.bench.drawing import encode, figure, legend
 from simtool.bench.engines_cases import EngineCase
 from simtool.bench.engines_measure import Entry, Run
 from simtool.bench.engines_targets import Target, speed_up, targets
-from simtool.errors import OutputError
-from simtool.strict_json import finite
-from simtool.temporary import beside
 
-MARK, PAGE, PICTURE = "bench.json", "engines.md", "time-by-engine"
+PICTURE = "time-by-engine"
 HEADER = (
     "engine, workers",
     "solve s",
@@ -222,20 +215,3 @@ def draw(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
     drawn.suptitle("Time by engine and number of workers (SIM, Figure 5)", fontsize=9)
     legend(drawn, panels[0])
     return encode(drawn)
-
-
-def write(folder: Path, content: dict[str, Any], markdown: str, picture: dict[str, bytes]) -> None:
-    """Write the report beside ``folder`` and move it there when it is complete. Raises OutputError."""
-    temporary = beside(folder.absolute())
-    try:
-        temporary.mkdir()
-        (temporary / PAGE).write_text(markdown)
-        for kind, data in picture.items():
-            (temporary / f"{PICTURE}.{kind}").write_bytes(data)
-        (temporary / MARK).write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(f"the report cannot be written to {folder}: {error.strerror or error}.") from error

@@ -20,6 +20,7 @@ from simtool.bench.quality_measure import RECIPES, Score, Subject, Test, measure
 from simtool.bench.quality_quoted import QUOTED
 from simtool.bench.quality_summary import lines, targets
 from simtool.bench.quality_train import train
+from simtool.bench.report_folder import ReportFolder
 from simtool.data import open_data
 from simtool.errors import InputError, OptionError
 from simtool.networks import NetworkSpec
@@ -96,7 +97,7 @@ def bench_quality(
     """
     started = time.perf_counter()
     if output is not None:
-        report.check(output, overwrite)
+        _folder(output).check(overwrite)
     data, sparsity = str(options.of("data")), tuple(sorted(set(options.of("sparsity"))))
     samples, seeds = (
         tuple(dict.fromkeys(options.of("samples"))),
@@ -125,7 +126,9 @@ def bench_quality(
     case = Case(options, data, sizes, dense, time.perf_counter() - started, described)
     content, text, page, picture = reported(case, scores)
     if output is not None:
-        report.write(output, content, page, picture)
+        _folder(output).write(
+            content, page, {f"{report.PICTURE}.{kind}": data for kind, data in picture.items()}
+        )
     return {**content, "report": None if output is None else str(output), "text": text, "markdown": page}
 
 
@@ -218,3 +221,7 @@ def _origin(options: QualityBenchOptions, name: str, data: str, seeds: int) -> s
         names = ", ".join(Path(network.network).name for network in options.networks)
         return f"{name} ({names}) on {data}; {count}, each with samples of its own."
     return f"{name}, trained on {data} by Adam; {count}, each with a network and samples of its own."
+
+
+def _folder(output: Path) -> ReportFolder:
+    return ReportFolder(output, "quality.json", "quality.md")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from math import floor
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -18,6 +17,7 @@ from simtool.bench.quality_network import Calibration, DenseNetwork, accuracy, a
 from simtool.bench.quality_prune import Work, budgets, prune, tune
 from simtool.errors import ConvergenceError
 from simtool.model import load_model
+from simtool.stages.sparsify.budget import kept_of
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.tune import sparsify
 
@@ -107,7 +107,7 @@ def measure(
     """Every method at each of ``sparsities``; ``done`` is called with a name after each."""
     dense = subject.network.outputs(subject.test.inputs)
     for sparsity in sparsities:
-        total = floor((1.0 - sparsity) * subject.network.nnz)
+        total = kept_of(sparsity, subject.network.nnz)
         ours: DenseNetwork | None = None
         for recipe in recipes:
             score, made = _ours(subject, recipe, sparsity, dense)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from simtool.bench import table
@@ -16,11 +12,8 @@ from simtool.bench.pruners.peers import OURS as OUR_BUDGETS
 from simtool.bench.quality_measure import RECIPES
 from simtool.bench.quality_quoted import QUOTED
 from simtool.bench.quality_summary import Line, Target, spread
-from simtool.errors import OutputError
-from simtool.strict_json import finite
-from simtool.temporary import beside
 
-MARK, PAGE, PICTURE = "quality.json", "quality.md", "quality"
+PICTURE = "quality"
 _BUDGETS = {UNIFORM: "uniform", GLOBAL: "one threshold", OUR_BUDGETS: "our layer budgets", "": "own"}
 Draw = Callable[[Sequence[tuple[str, ...]]], str]
 
@@ -200,41 +193,3 @@ def _curve(axes: Any, mine: Sequence[Line], colour: int, budget: str) -> Any:
     style, width = ("--" if budget == GLOBAL else "-"), (2.0 if not budget else 1.2)
     (line,) = axes.plot(at, mean, style, color=paint, marker="o", markersize=3.5, linewidth=width)
     return line
-
-
-# --- folder -----------------------------------------------------------------------------------------------------------
-
-
-def check(folder: Path, overwrite: bool) -> None:
-    """Raise OutputError unless the report can be written; only an earlier one is ever replaced."""
-    parent = folder.absolute().parent
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; a report is a folder. Choose another name.")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise OutputError(f"{folder} exists already. Pass --overwrite to replace the report in it.")
-        if not (folder / MARK).is_file():
-            raise OutputError(
-                f"{folder} is not empty and holds no {MARK}, so it is not such a report. Choose another folder."
-            )
-    if not parent.is_dir():
-        raise OutputError(f"the folder {parent} does not exist. Create it, or choose another path.")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"the folder {parent} cannot be written. Choose another path.")
-
-
-def write(folder: Path, content: dict[str, Any], markdown: str, picture: dict[str, bytes]) -> None:
-    """Write the report beside ``folder`` and move it there when it is complete. Raises OutputError."""
-    temporary = beside(folder.absolute())
-    try:
-        temporary.mkdir()
-        (temporary / PAGE).write_text(markdown)
-        for kind, data in picture.items():
-            (temporary / f"{PICTURE}.{kind}").write_bytes(data)
-        (temporary / MARK).write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(f"the report cannot be written to {folder}: {error.strerror or error}.") from error

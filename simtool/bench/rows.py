@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,17 +12,15 @@ from typing import Any
 
 from simtool.bench import cases, machine, table
 from simtool.bench.arrays import DATA, Source
+from simtool.bench.report_folder import ReportFolder
 from simtool.bench.run_case import Result, Settings, run, uncertified
-from simtool.errors import InputError, OptionError, OutputError
+from simtool.errors import InputError, OptionError
 from simtool.networks import NetworkSpec
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.solvers.warm import warm
-from simtool.strict_json import finite
-from simtool.temporary import beside
 
 _log = logging.getLogger("simtool")
 FIGURES = ("gap", "thesis")
-_MARK = "bench.json"
 _QUICK_PEER_SECONDS = 2.0
 
 
@@ -89,7 +84,7 @@ def bench_rows(
     if output is None and options.figures:
         raise OptionError("--figure draws into the report: name a folder for it with -o REPORT.")
     if output is not None:
-        _check(output, overwrite)
+        _folder(output).check(overwrite)
     _log.info("every figure is CPU time of one thread; %s", "quick sizes" if options.quick else "full sizes")
     with tempfile.TemporaryDirectory(prefix="simtool-bench-") as scratch, machine.one_thread():
         warm("native")
@@ -118,7 +113,12 @@ def bench_rows(
             tables = {"text": _text(results, lines, place), "markdown": table.markdown(lines, place)}
             if output is not None:
                 page = _page(results, tables["markdown"], drawn)
-                _write(output, content, page, drawn.pictures)
+                named = {
+                    f"{name}.{kind}": data
+                    for name, kinds in drawn.pictures.items()
+                    for kind, data in kinds.items()
+                }
+                _folder(output).write(content, page, named)
     return {**content, "report": None if output is None else str(output), **tables}
 
 
@@ -199,38 +199,5 @@ def _page(results: Sequence[Result], speed: str, drawn: _Drawn) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _check(folder: Path, overwrite: bool) -> None:
-    """Raise OutputError unless the report can be written; only an earlier one is ever replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; a report is a folder. Choose another name.")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise OutputError(f"{folder} exists already. Pass --overwrite to replace the report in it.")
-        if not (folder / _MARK).is_file():
-            raise OutputError(
-                f"{folder} is not empty and holds no {_MARK}, so it is not a benchmark's report. Choose another folder."
-            )
-    if not folder.absolute().parent.is_dir():
-        raise OutputError(
-            f"the folder {folder.absolute().parent} does not exist. Create it, or choose another path."
-        )
-    if not os.access(folder.absolute().parent, os.W_OK):
-        raise OutputError(f"the folder {folder.absolute().parent} cannot be written. Choose another path.")
-
-
-def _write(folder: Path, content: dict[str, Any], page: str, pictures: dict[str, dict[str, bytes]]) -> None:
-    """Write the report beside ``folder`` and move it there when it is complete. Raises OutputError."""
-    temporary = beside(folder.absolute())
-    try:
-        temporary.mkdir()
-        (temporary / "rows.md").write_text(page)
-        for name, kinds in pictures.items():
-            for kind, data in kinds.items():
-                (temporary / f"{name}.{kind}").write_bytes(data)
-        (temporary / _MARK).write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(f"the report cannot be written to {folder}: {error.strerror or error}.") from error
+def _folder(output: Path) -> ReportFolder:
+    return ReportFolder(output, "bench.json", "rows.md")
