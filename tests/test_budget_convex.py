@@ -187,6 +187,10 @@ def test_a_search_begins_at_a_multiple_of_what_rows_keep() -> None:
         for kept, size in zip((np.inf, 1.0, 70.0), sizes, strict=True):
             orders, _ = find(Search(kind, kept), *arrays, nothing)
             assert orders[0].size == size
+        # what was settled on other states must be there, however many live here
+        for least, size in ((257, 257), (299, 299), (300, 300), (1000, 300)):
+            orders, _ = find(Search(kind, 1.0, least=least), *arrays, nothing)
+            assert orders[0].size == size
 
 
 # --- through the command line --------------------------------------------------------------------------------

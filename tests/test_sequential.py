@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from simtool.certificate import FIXED_SUPPORT
@@ -20,7 +23,7 @@ from simtool.model import load_layers, load_model
 from simtool.networks import NetworkSpec, load_network
 from simtool.stages.extract import extract
 from simtool.stages.replay import dump_row, replay
-from simtool.stages.sparsify import sequential
+from simtool.stages.sparsify import sample_weights, sequential
 from simtool.stages.sparsify.budget import kept_of, settle, sizes_file
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions
@@ -95,6 +98,39 @@ def test_a_killed_run_goes_on_to_the_same_bytes(digits: dict[str, Path], tmp_pat
         assert (run / "model.h5").read_bytes() == model
 
 
+def test_what_rows_are_fitted_on_is_made_on_one_thread_and_checked(
+    digits: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SparsifyOptions(target_sparsity=0.9, sequential=True, weight_samples="fisher")
+    sparsify(digits["states"], tmp_path / "whole", options, engine="serial")
+    threads: list[int] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            threads.extend(pool["num_threads"] for pool in threadpool_info())
+            return function(*args)
+
+        return wrapped
+
+    monkeypatch.setattr(sequential, "_refresh", noted(sequential._refresh))
+    monkeypatch.setattr(sample_weights, "_information", noted(sample_weights._information))
+    stop = _StopAtRows(2)
+    with threadpool_limits(limits=2), pytest.raises(KeyboardInterrupt):
+        sparsify(digits["states"], tmp_path / "run", options, engine="serial", progress=stop)
+    assert len(threads) >= 2
+    assert set(threads) == {1}
+    folder = RunFolder(tmp_path / "run")
+    plan = plan_of(folder)
+    assert sequential.is_ready(folder, plan, 1)
+    damaged = folder.array(sequential.design_array(plan.at_depth(1)[0]))
+    content = bytearray(damaged.read_bytes())
+    content[-3] ^= 64
+    damaged.write_bytes(content)
+    assert not sequential.is_ready(folder, plan, 1)
+    sparsify(digits["states"], folder.path, options, engine="serial")
+    assert folder.model.read_bytes() == (tmp_path / "whole" / "model.h5").read_bytes()
+
+
 def test_a_row_can_be_taken_out_and_solved_again(digits: dict[str, Path], tmp_path: Path) -> None:
     options = SparsifyOptions(target_sparsity=0.9, sequential=True, weight_samples="fisher")
     result = sparsify(digits["states"], tmp_path / "run", options, engine="serial")
@@ -140,11 +176,15 @@ def test_what_a_row_cannot_use_goes_to_others(
 
 
 class _StopAtRows:
-    """Ends a run when its rows begin."""
+    """Ends a run when its rows begin, or those of depth ``time`` - 1."""
+
+    def __init__(self, time: int = 1) -> None:
+        self._left = time
 
     def start(self, total: int, unit: str, label: str) -> None:
         del total, unit
-        if label == "rows":
+        self._left -= label == "rows"
+        if not self._left:
             raise KeyboardInterrupt
 
     def __getattr__(self, name: str) -> object:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 import simtool
 from simtool.cli import main
@@ -17,6 +19,7 @@ from simtool.engines import EngineOptions
 from simtool.errors import FormatError, InputError, OptionError, SpecChanged
 from simtool.model import load_model
 from simtool.stages import tune
+from simtool.stages.extract import extract
 from simtool.stages.sparsify import stage
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.tune import RECIPES, Wish, sparsify
@@ -136,7 +139,12 @@ def test_what_cannot_be_found_is_said(digits: dict[str, Path], tmp_path: Path) -
         (("--max-accuracy-drop", 2), "must lie in [0, 1)"),
         (("--max-accuracy-drop", 0.1, "--target-nnz", 5), "looks for the size"),
         (("--max-accuracy-drop", 0.1, "--objective", "l1"), "Leave the objective out"),
-        (("--recipe", "fisher"), "belongs to a budget"),
+        (("--recipe", "fisher"), "--recipe fisher belongs to a budget"),
+        (("--validate", "labels"), "--validate labels belongs to a budget"),
+        (
+            ("--target-sparsity", 0.9, "--recipe", "fisher", "--weight-samples", "gate"),
+            "asks for other weights",
+        ),
     ):
         done = _cli(states, *args, "-o", tmp_path / "bad")
         assert done.exit_code == 1, done.output
@@ -149,6 +157,27 @@ def test_what_cannot_be_found_is_said(digits: dict[str, Path], tmp_path: Path) -
     with pytest.raises(OptionError, match="--wait"):
         sparsify(states, tmp_path / "bad", BUDGET, engine=slurm)
     assert not (tmp_path / "bad").exists()
+
+
+def one_output() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 1))
+
+
+def test_one_output_has_no_classes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.uniform(-1, 1, (300, 8)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", inputs=inputs, labels=rng.integers(0, 2, 300))
+    states = tmp_path / "s.h5"
+    extract(f"{Path(__file__).resolve()}:one_output", str(tmp_path / "d.npz"), output=states)
+    budget = SparsifyOptions(target_sparsity=0.5)
+    result = sparsify(states, tmp_path / "run", budget, engine="serial")
+    assert set(result["validation"]) == {"plain", "sequential", "gate"}
+    assert min(result["validation"].values()) > 0.5  # of the output's variance
+    for wish, said in ((Wish(validate="labels"), "one output"), (Wish("fisher"), "no choice of a class")):
+        with pytest.raises((OptionError, InputError), match=said):
+            sparsify(states, tmp_path / "bad", budget, wish=wish, engine="serial")
+        assert not (tmp_path / "bad").exists()
 
 
 def test_few_samples_take_the_plain_recipe(tmp_path: Path, digits: dict[str, Path]) -> None:

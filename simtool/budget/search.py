@@ -22,12 +22,20 @@ class Search:
     ----------
     kind : one of KINDS
     kept : what a row keeps on average; paths from many features begin at a multiple of it
+    least : the start holds no fewer features than this, where so many are live
     pattern : N, M: of every M consecutive features at most N stay, in their places in the Gram matrix; None for any
     """
 
     kind: str = ELIMINATION
     kept: float = np.inf
     pattern: tuple[int, int] | None = None
+    least: int = 0
+
+    def start(self, live: int) -> int | None:
+        """How many of ``live`` features a path begins with; None for all of them."""
+        of = elimination if self.kind == ELIMINATION else convex
+        size = of.start_size(live, self.kept)
+        return None if size is None or self.least >= live else max(size, self.least)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -56,9 +64,7 @@ def find(
         )
     live = int(np.count_nonzero(np.diag(gram) > 0.0))
     if search.kind == ELIMINATION:
-        start = elimination.start_size(live, search.kept)
-        found = elimination.paths(gram, correlations, squares, start, between=between)
+        found = elimination.paths(gram, correlations, squares, search.start(live), between=between)
     else:
-        start = convex.start_size(live, search.kept)
-        found = convex.paths(gram, correlations, squares, search.kind, start, between)
+        found = convex.paths(gram, correlations, squares, search.kind, search.start(live), between)
     return list(found.order), list(found.losses)

@@ -42,7 +42,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gate": {"sequential": True, "weight_samples": "gate"},
     "fisher": {"sequential": True, "weight_samples": "fisher"},
 }
-VALIDATE = ("agreement", "labels")
+AGREEMENT, LABELS = "agreement", "labels"
+VALIDATE = (AGREEMENT, LABELS)
 _FIT_SHARE, _LEAST_JUDGES = 0.8, 20
 # The search for a sparsity: non-zeros are known to this factor in the end; the densest and the sparsest that are tried.
 _FACTOR, _DENSEST, _SPARSEST, _FIRST = 1.03, 1.0, 0.002, 0.9
@@ -62,7 +63,7 @@ class Wish:
 
     recipe: str = AUTO
     max_accuracy_drop: float | None = None
-    validate: str = VALIDATE[0]
+    validate: str = AGREEMENT
 
     def __post_init__(self) -> None:
         if self.recipe not in (AUTO, *RECIPES):
@@ -111,6 +112,12 @@ def sparsify(
 
 def _checked(options: SparsifyOptions, wish: Wish) -> SparsifyOptions:
     """``options``, refused where they do not go with ``wish``."""
+    weighs = _recipe_options(wish).get("weight_samples")
+    if weighs is not None and options.weight_samples not in (None, weighs):
+        raise OptionError(
+            f"--recipe {wish.recipe} weighs samples itself, and --weight-samples {options.weight_samples} asks for other weights. Leave one of "
+            "them out."
+        )
     if wish.max_accuracy_drop is not None:
         if options.target_sparsity is not None or options.target_nnz is not None:
             raise OptionError(
@@ -120,9 +127,12 @@ def _checked(options: SparsifyOptions, wish: Wish) -> SparsifyOptions:
             options, target_sparsity=0.0, **_recipe_options(wish)
         )  # whatever is wrong with it is said now
         return options
-    if wish.recipe != AUTO and not options.has_budget:
+    given = "" if wish.recipe == AUTO else f"--recipe {wish.recipe}"
+    if wish.validate != AGREEMENT:
+        given = given or f"--validate {wish.validate}"
+    if given and not options.has_budget:
         raise OptionError(
-            f"--recipe {wish.recipe} belongs to a budget of non-zeros. Pass --target-sparsity S, --target-nnz N or --max-accuracy-drop D."
+            f"{given} belongs to a budget of non-zeros. Pass --target-sparsity S, --target-nnz N or --max-accuracy-drop D."
         )
     return options
 
@@ -187,6 +197,8 @@ class _Search:
                 f"choosing the recipe{' and the size' if seeks_size else ''} takes several runs, one after another: with --engine {where.name} "
                 f"add --wait{'' if seeks_size else ', or name a recipe: --recipe ' + names[-1]}."
             )
+        if self._wish.validate == LABELS:
+            self._labels()  # what they lack is said before any work
         with self._held():
             size: dict[str, Any] = {}
             first = {"target_sparsity": _FIRST} if seeks_size else {}
@@ -223,7 +235,7 @@ class _Search:
             "plain",
             "sequential",
             *(["gate"] if weighted else []),
-            *(["fisher"] if weighted and header.whole else []),
+            *(["fisher"] if weighted and header.whole and header.outputs > 1 else []),
         ]
 
     # --- scores -----------------------------------------------------------------------------------------------------------
@@ -251,7 +263,7 @@ class _Search:
         return self._judged(y, outputs), _distance(y, outputs)
 
     def _judged(self, y: np.ndarray, teacher: np.ndarray) -> float:
-        if self._wish.validate == "labels":
+        if self._wish.validate == LABELS:
             return float((y.argmax(axis=0) == self._labels()).mean())
         if len(teacher) > 1:
             return float((y.argmax(axis=0) == teacher.argmax(axis=0)).mean())
@@ -261,6 +273,10 @@ class _Search:
 
     def _labels(self) -> np.ndarray:
         labels = self._source.labels
+        if self._source.q < 2:
+            raise OptionError(
+                f"--validate labels counts classes, but the network of {self._source.path} has one output. Leave it out to judge by agreement."
+            )
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise OptionError(
                 f"--validate labels needs a class for each sample, but {self._source.path} holds "

@@ -29,7 +29,10 @@ class _Columns:
 
 
 def first(source: States, k: int) -> States:
-    """``source`` with its first ``k`` samples alone; it is known by the content of the whole file. Raises InputError."""
+    """``source`` with its first ``k`` samples alone; it is known by the content of the whole file. Raises InputError.
+
+    What the file says of its network stays, the sensitivities too, which are means over all of its samples.
+    """
     if not 1 <= k <= source.m:
         raise InputError(f"{source.path} holds {source.m} samples; the first {k} of them were asked for.")
     if k == source.m:

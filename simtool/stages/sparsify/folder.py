@@ -196,6 +196,10 @@ class RunFolder:
         except OSError:
             return False
 
+    def was_sealed(self, name: str) -> bool:
+        """Whether array ``name`` was sealed once, whatever has become of it."""
+        return self._checksum(name).exists()
+
     def _checksum(self, name: str) -> Path:
         return self.work / f"{name}.sha256"
 

@@ -28,7 +28,7 @@ def find_paths(folder: RunFolder, index: int) -> dict[str, Any]:
     """Find the supports of every size of the rows of shard ``index``, and leave the order of leaving and the losses."""
     from simtool.stages.sparsify.plan import plan_of
 
-    orders, losses = _paths(folder, plan_of(folder), index, fitted=False)
+    orders, losses = _paths(folder, plan_of(folder), index)
     # One after another: a row that may not use its own state can have one feature less than its neighbour.
     arrays: dict[str, np.ndarray] = {
         "sizes": np.array([order.size for order in orders], dtype=np.int64),
@@ -42,21 +42,23 @@ def find_paths(folder: RunFolder, index: int) -> dict[str, Any]:
 def fitted_supports(folder: RunFolder, plan: Plan, shard: Shard, sizes: np.ndarray) -> list[np.ndarray]:
     """The supports, of these ``sizes`` (r,), of the rows of ``shard`` on what they are fitted on; features count into their group's."""
     index = plan.shards.index(shard)
-    orders, _ = _paths(folder, plan, index, fitted=True)
+    # More features may live here than on the network's own states, where all of them were the start.
+    orders, _ = _paths(folder, plan, index, int(sizes.max(initial=0)))
     return [np.sort(order[max(0, order.size - size) :]) for order, size in zip(orders, sizes, strict=True)]
 
 
 def _paths(
-    folder: RunFolder, plan: Plan, index: int, fitted: bool
+    folder: RunFolder, plan: Plan, index: int, fitted: int | None = None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The orders and the losses of the rows of shard ``index``, on the network's own states or on what they are ``fitted`` on."""
+    """The orders and the losses of the rows of shard ``index`` on the network's own states; or, where the largest size that they are
+    ``fitted`` at is given, on what they are fitted on, up to that size."""
     from simtool.budget.search import find
     from simtool.stages.sparsify import sequential
     from simtool.stages.sparsify.work import constraints_of, design_of, fitted_design_of
 
     shard = plan.shards[index]
     group, bank = plan.groups[shard.group], plan.banks[plan.groups[shard.group].bank]
-    if fitted:
+    if fitted is not None:
         w, chosen, gram = fitted_design_of(folder, plan, shard.group, group)
         targets = sequential.targets_of(folder, plan, shard)
     else:
@@ -72,8 +74,8 @@ def _paths(
         correlations += part.correlations(z)
         squares += np.einsum("ij,ij->i", z, z)
     if plan.options.weighs_rows:
-        return _weighted(folder, plan, shard, design, targets, (correlations, squares))
-    search, exempt = _search(plan, group), plan.is_bias(group)
+        return _weighted(folder, plan, shard, design, targets, (correlations, squares), fitted or 0)
+    search, exempt = _search(plan, group, fitted or 0), plan.is_bias(group)
     if not group.excludes_itself:
         return find(search, gram, correlations, squares, exempt)
     orders, losses = [], []
@@ -94,14 +96,15 @@ def _weighted(
     design: Design,
     targets: np.ndarray,
     shared: tuple[np.ndarray, np.ndarray],
+    least: int,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The same where samples weigh differently in each row; ``shared`` are correlations and squares without these weights."""
-    from simtool.budget import elimination, weighted
+    from simtool.budget import weighted
 
     group, (correlations, squares) = plan.groups[shard.group], shared
     weights = sample_weights.stored(folder, slice(shard.start, shard.stop))
     live = int(np.count_nonzero(np.diag(design.gram) > 0.0))
-    start = elimination.start_size(live, _search(plan, group).kept)
+    start = _search(plan, group, least).start(live)
     orders, losses = [], []
     for i, row in enumerate(range(shard.start, shard.stop)):
         gram, one = design.gram, slice(i, i + 1)
@@ -115,8 +118,8 @@ def _weighted(
     return orders, losses
 
 
-def _search(plan: Plan, group: RowGroup) -> Search:
-    """How the supports of the group's rows are looked for, and of about what size."""
+def _search(plan: Plan, group: RowGroup, least: int) -> Search:
+    """How the supports of the group's rows are looked for, and of about what size; from no fewer than ``least`` features."""
     from simtool.budget.search import ELIMINATION, Search
 
     assert plan.budget is not None
@@ -126,4 +129,5 @@ def _search(plan: Plan, group: RowGroup) -> Search:
         options.paths or ELIMINATION,
         min(1.0, plan.budget / max(everything, 1)) * group.features.size,
         None if options.pattern is None else parse_pattern(options.pattern),
+        least,
     )

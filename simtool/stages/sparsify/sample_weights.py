@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from simtool.design import SAMPLE_TILE, Design
 from simtool.errors import InputError
@@ -35,7 +36,8 @@ _MOST_OUTPUTS, _DRAWS, _CHUNK = 32, 16, 1024
 
 def write(folder: RunFolder, plan: Plan, source: States) -> None:
     """Leave the weights of all rows for the workers, as (n + q, m) float32."""
-    weights = of_rows(plan, source)
+    with threadpool_limits(limits=1):  # the bytes of a product may depend on how many threads share it
+        weights = of_rows(plan, source)
     with folder.new_array(_ARRAY, weights.shape, np.float32) as mapped:
         mapped[:] = weights
 
@@ -77,8 +79,15 @@ def of_rows(plan: Plan, source: States) -> np.ndarray:
 
 
 def require_operators(source: States, weight_samples: str | None) -> None:
-    """Raise InputError where the weights need the network's operators and the file lacks them."""
-    if weight_samples == FISHER and not source.header.whole:
+    """Raise InputError where the weights need the network's operators, or classes, and the file lacks them."""
+    if weight_samples != FISHER:
+        return
+    if source.header.outputs < 2:
+        raise InputError(
+            f"--weight-samples {FISHER} weighs samples by how sure the network is of its class, but the network of {source.path} has one "
+            "output: there is no choice of a class. Use --weight-samples gate."
+        )
+    if not source.header.whole:
         raise InputError(
             f"--weight-samples {FISHER} follows errors to the outputs through the network's own operators, but {source.path} holds some of its "
             "states only. Extract again without --blocks, or use --weight-samples gate."

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from simtool.design import SAMPLE_TILE
 from simtool.errors import OptionError
@@ -70,7 +71,7 @@ def targets_array(index: int) -> str:
 def targets_of(folder: RunFolder, plan: Plan, shard: Shard) -> np.ndarray:
     """The targets (r, m) that the rows of ``shard`` are fitted to."""
     group = plan.groups[shard.group]
-    if plan.depths[shard.group] and folder.array(targets_array(shard.group)).exists():
+    if plan.depths[shard.group] and folder.was_sealed(targets_array(shard.group)):
         return folder.map_array(targets_array(shard.group))[
             shard.start - group.rows[0] : shard.stop - group.rows[0]
         ]
@@ -84,11 +85,13 @@ def gram_array(index: int) -> str:
 
 
 def is_ready(folder: RunFolder, plan: Plan, depth: int) -> bool:
-    """Whether the groups of ``depth`` have their designs."""
+    """Whether the groups of ``depth`` have what their rows are fitted on, as it was left: reads all of it."""
     return depth == 0 or (
         folder.holds(budget.sizes_file(folder, depth))
         and all(
-            folder.is_sealed(gram_array(index)) and folder.array(design_array(index)).exists()
+            folder.is_sealed(gram_array(index))
+            and folder.is_sealed(design_array(index))
+            and (folder.is_sealed(targets_array(index)) or not folder.was_sealed(targets_array(index)))
             for index in plan.at_depth(depth)
         )
     )
@@ -96,11 +99,12 @@ def is_ready(folder: RunFolder, plan: Plan, depth: int) -> bool:
 
 def refresh(folder: RunFolder, plan: Plan, student: Student, depth: int) -> None:
     """Leave what rows of ``depth`` need; the rows of all smaller depths must be there."""
-    for each in range(
-        1, depth + 1
-    ):  # sizes follow from those before: one after another, where a run was finished once
-        if not is_ready(folder, plan, each):
-            _refresh(folder, plan, student, each)
+    # The bytes of a product may depend on how many threads share it.
+    with threadpool_limits(limits=1):
+        # Sizes follow from those before: one after another, where a run was finished once.
+        for each in range(1, depth + 1):
+            if not is_ready(folder, plan, each):
+                _refresh(folder, plan, student, each)
 
 
 def _refresh(folder: RunFolder, plan: Plan, student: Student, depth: int) -> None:
@@ -111,8 +115,10 @@ def _refresh(folder: RunFolder, plan: Plan, student: Student, depth: int) -> Non
         if fitted.targets is not None:
             with folder.new_array(targets_array(index), fitted.targets.shape, np.float32) as mapped:
                 mapped[:] = fitted.targets
+            folder.seal(targets_array(index))
         with folder.new_array(design_array(index), design.shape, np.float32) as mapped:
             mapped[:] = design
+        folder.seal(design_array(index))
         gram = np.zeros((len(design), len(design)))
         for start in range(0, design.shape[1], SAMPLE_TILE):
             tile = design[:, start : start + SAMPLE_TILE].astype(np.float64)
