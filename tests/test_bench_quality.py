@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from itertools import combinations
-from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from simtool.model import load_model
 from simtool.networks import load_network
 from simtool.stages import tune
 from simtool.stages.extract import extract
+from simtool.stages.sparsify.budget import kept_of
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.stage import sparsify
 
@@ -264,7 +264,7 @@ def test_the_layers_of_a_model_are_the_model(subject: tuple[DenseNetwork, Calibr
     network, calibration = subject
     model = load_model(ours)
     made = network.of_model(model)
-    assert made.nnz == model.nnz == floor(0.3 * network.nnz)
+    assert made.nnz == model.nnz == kept_of(0.7, network.nnz)
     np.testing.assert_allclose(
         made.outputs(calibration.inputs), model.predict(calibration.inputs), rtol=1e-9, atol=1e-9
     )
@@ -276,7 +276,7 @@ def test_budgets_and_biases_come_to_the_total(
     subject: tuple[DenseNetwork, Calibration], ours: Path, kind: str, sparsity: float
 ) -> None:
     network, _ = subject
-    total = floor((1 - sparsity) * network.nnz)
+    total = kept_of(sparsity, network.nnz)
     made = network.of_model(load_model(ours))
     found = pruning.budgets(network, total, kind, made)
     biases = sum(np.count_nonzero(layer.bias) for layer in network.layers)
@@ -444,7 +444,7 @@ def test_the_command_from_training_to_the_picture(tmp_path: Path) -> None:
     assert json.loads((report / "quality.json").read_text()) == {
         key: value for key, value in found.items() if key != "report"
     }
-    total = floor((1 - 0.8) * 974)
+    total = 194  # of 974
     assert found["network"] == "64-12-8-10"
     assert len(found["dense"]["400"]) == found["seeds"] == 2
     assert {score["nnz"] for score in found["scores"]} == {total}

@@ -14,10 +14,12 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 import simtool
+from simtool import activations
+from simtool.blocks import BIAS, INPUT, Block
 from simtool.cli import main
 from simtool.engines import EngineOptions
 from simtool.errors import FormatError, InputError, OptionError, SpecChanged
-from simtool.model import load_model
+from simtool.model import ImplicitModel, load_model
 from simtool.stages import tune
 from simtool.stages.extract import extract
 from simtool.stages.sparsify import stage
@@ -139,6 +141,7 @@ def test_what_cannot_be_found_is_said(digits: dict[str, Path], tmp_path: Path) -
         (("--max-accuracy-drop", 2), "must lie in [0, 1)"),
         (("--max-accuracy-drop", 0.1, "--target-nnz", 5), "looks for the size"),
         (("--max-accuracy-drop", 0.1, "--objective", "l1"), "Leave the objective out"),
+        (("--max-accuracy-drop", 0.1, "--dry-run"), "needs to know the size"),
         (("--recipe", "fisher"), "--recipe fisher belongs to a budget"),
         (("--validate", "labels"), "--validate labels belongs to a budget"),
         (
@@ -178,6 +181,36 @@ def test_one_output_has_no_classes(tmp_path: Path) -> None:
         with pytest.raises((OptionError, InputError), match=said):
             sparsify(states, tmp_path / "bad", budget, wish=wish, engine="serial")
         assert not (tmp_path / "bad").exists()
+
+
+def test_states_in_a_cycle_of_layers_are_fitted_at_once(tmp_path: Path) -> None:
+    """Neither block feeds itself, but each the other: no layer is before the other."""
+    rng = np.random.default_rng(0)
+    a = np.zeros((6, 6))
+    a[:3, 3:], a[3:, :3] = rng.normal(0, 0.2, (3, 3)), rng.normal(0, 0.2, (3, 3))
+    relu = activations.parse("relu")
+    names = ("one", "two")
+    blocks = tuple(
+        Block(name, relu, 3 * i, 3, (3,), (names[1 - i], INPUT, BIAS)) for i, name in enumerate(names)
+    )
+    model = ImplicitModel(
+        A=a,
+        B=rng.normal(size=(6, 6)),
+        C=rng.normal(size=(3, 6)),
+        D=np.zeros((3, 6)),
+        blocks=blocks,
+        has_bias=True,
+        input_shape=(5,),
+        output_parents=names,
+    )
+    model.save(tmp_path / "model.h5")
+    np.savez(tmp_path / "d.npz", inputs=rng.uniform(-1, 1, (200, 5)).astype(np.float32))
+    extract(str(tmp_path / "model.h5"), str(tmp_path / "d.npz"), output=tmp_path / "s.h5")
+    result = sparsify(
+        tmp_path / "s.h5", tmp_path / "run", SparsifyOptions(target_sparsity=0.3), engine="serial"
+    )
+    assert "recipe" not in result
+    assert result["nnz"] == int(0.7 * result["baseline_nnz"] + 1e-9)
 
 
 def test_few_samples_take_the_plain_recipe(tmp_path: Path, digits: dict[str, Path]) -> None:

@@ -200,6 +200,7 @@ def command(
     The same command again resumes an interrupted run, or prints the result of a finished one. Exit code 3 means
     that the model was written but some rows are not certified at --tol.
     """
+    from simtool.errors import OptionError
     from simtool.stages import tune
     from simtool.stages.sparsify import stage
     from simtool.stages.sparsify.options import SparsifyOptions
@@ -210,6 +211,10 @@ def command(
     asked = SparsifyOptions(**options)
     given = optional_network(network, model_arg, weights, input_shape, trust_model)
     if dry_run:
+        if wish.max_accuracy_drop is not None:
+            raise OptionError(
+                "--dry-run needs to know the size, and --max-accuracy-drop has to solve rows to find it. Pass --target-sparsity S."
+            )
         found = stage.dry_run(states, output, asked, engine=where)
         emit(found, as_json, describe_estimate(found))
         return

@@ -27,10 +27,11 @@ from simtool.errors import FormatError, InputError, OptionError, SpecChanged
 from simtool.networks import NetworkSpec
 from simtool.progress import NO_PROGRESS, Progress
 from simtool.stages.evaluate.sparse_network import load_runnable
-from simtool.stages.sparsify import stage
+from simtool.stages.sparsify import sequential, stage
 from simtool.stages.sparsify.folder import RECIPE, VALIDATION, RunFolder, changed
 from simtool.stages.sparsify.options import SparsifyOptions
 from simtool.stages.sparsify.spec import is_tied
+from simtool.stages.sparsify.structure import row_groups
 from simtool.states import States, open_states
 
 _log = logging.getLogger("simtool")
@@ -151,6 +152,17 @@ def _best(judged: Mapping[str, tuple[float, float]], judges: int) -> str:
     return min((name for name in judged if judged[name][0] >= top - error), key=lambda name: judged[name][1])
 
 
+def _is_cyclic(source: States, structure: str) -> bool:
+    """Whether there is no order of layers to fit one after the other."""
+    header = source.header
+    groups = row_groups(structure, header.blocks, header.output_parents, source.p, source.q, header.has_bias)
+    try:
+        sequential.depths(groups, source.n)
+    except OptionError:
+        return True
+    return False
+
+
 def _distance(y: np.ndarray, teacher: np.ndarray) -> float:
     """How far outputs (q, k) are from the network's: the mean Kullback-Leibler divergence of their softmax, squares for one output."""
     if len(teacher) == 1:
@@ -224,12 +236,11 @@ class _Search:
             return [self._wish.recipe]
         options, header = self._options, self._source.header
         tied = is_tied(header, options)
-        sequential = options.structure != "free" and (not tied or self._call["network"] is not None)
+        runs = options.structure != "free" and (not tied or self._call["network"] is not None)
         weighted = not tied and options.pattern is None and options.paths in (None, "elimination")
         if options.sequential or options.weight_samples is not None:
             return ["plain"]
-        cyclic = any(block.name in block.parents for block in header.blocks)
-        if not sequential or cyclic:
+        if not runs or (not tied and _is_cyclic(self._source, options.structure)):
             return ["plain"]
         return [
             "plain",
