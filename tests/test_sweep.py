@@ -297,6 +297,7 @@ def test_a_preset_sets_what_it_is_about() -> None:
         (["--kappa", "0.1", "--recipe", "gate"], 1, "belongs to a budget of non-zeros"),
         (["--kappa", "0.1", "--recipe", "auto"], 1, "belongs to budgets of non-zeros"),
         (["--target-sparsity", ".9", "--samples", "50,60", "--recipe", "auto"], 1, "keeps samples back"),
+        (["--target-sparsity", ".9", "--weight-samples", "gate", "--recipe", "fisher"], 1, "other weights"),
         (["--kappa", "0.1", "--engine", "slurm"], 1, "Add --wait"),
         (["--beta", ",".join(str(i) for i in range(1, 1200)), "--objective", "l1"], 1, "1199 points"),
     ],

@@ -113,12 +113,7 @@ def sparsify(
 
 def _checked(options: SparsifyOptions, wish: Wish) -> SparsifyOptions:
     """``options``, refused where they do not go with ``wish``."""
-    weighs = _recipe_options(wish).get("weight_samples")
-    if weighs is not None and options.weight_samples not in (None, weighs):
-        raise OptionError(
-            f"--recipe {wish.recipe} weighs samples itself, and --weight-samples {options.weight_samples} asks for other weights. Leave one of "
-            "them out."
-        )
+    refuse_other_weights(wish.recipe, options)
     if wish.max_accuracy_drop is not None:
         if options.target_sparsity is not None or options.target_nnz is not None:
             raise OptionError(
@@ -136,6 +131,16 @@ def _checked(options: SparsifyOptions, wish: Wish) -> SparsifyOptions:
             f"{given} belongs to a budget of non-zeros. Pass --target-sparsity S, --target-nnz N or --max-accuracy-drop D."
         )
     return options
+
+
+def refuse_other_weights(recipe: str, options: SparsifyOptions) -> None:
+    """Raise OptionError where ``recipe`` weighs samples, and ``options`` ask for other weights."""
+    own = RECIPES.get(recipe, {}).get("weight_samples")
+    if own is not None and options.weight_samples not in (None, own):
+        raise OptionError(
+            f"--recipe {recipe} weighs samples itself, and --weight-samples {options.weight_samples} asks for other weights. Leave one of "
+            "them out."
+        )
 
 
 def _recipe_options(wish: Wish) -> dict[str, Any]:

@@ -101,10 +101,12 @@ def refresh(folder: RunFolder, plan: Plan, student: Student, depth: int) -> None
     """Leave what rows of ``depth`` need; the rows of all smaller depths must be there."""
     # The bytes of a product may depend on how many threads share it.
     with threadpool_limits(limits=1):
-        # Sizes follow from those before: one after another, where a run was finished once.
-        for each in range(1, depth + 1):
-            if not is_ready(folder, plan, each):
+        # Sizes follow from those before: one after another, where a run was finished once. The rows before need no more than that.
+        for each in range(1, depth):
+            if not folder.holds(budget.sizes_file(folder, each)):
                 _refresh(folder, plan, student, each)
+        if not is_ready(folder, plan, depth):
+            _refresh(folder, plan, student, depth)
 
 
 def _refresh(folder: RunFolder, plan: Plan, student: Student, depth: int) -> None:

@@ -138,6 +138,8 @@ def _check_recipe(points: Sequence[Point], recipe: str | None) -> None:
         raise OptionError(
             f"--recipe {recipe} belongs to budgets of non-zeros. Pass --target-sparsity, or leave it out."
         )
+    for point in points:
+        tune.refuse_other_weights(recipe, point.options)
     if recipe == AUTO and any(point.samples is not None for point in points):
         raise OptionError(
             f"--recipe {AUTO} keeps samples back to choose by, and --samples says how many there are. Leave one of them out, or name a "
