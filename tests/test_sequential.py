@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
+from simtool.budget.search import Search, find
 from simtool.certificate import FIXED_SUPPORT
 from simtool.cli import main
 from simtool.errors import InputError, OptionError
@@ -25,10 +26,12 @@ from simtool.stages.extract import extract
 from simtool.stages.replay import dump_row, replay
 from simtool.stages.sparsify import sample_weights, sequential
 from simtool.stages.sparsify.budget import kept_of, settle, sizes_file
+from simtool.stages.sparsify.budget_options import parse_pattern
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions
-from simtool.stages.sparsify.plan import plan_of
+from simtool.stages.sparsify.plan import Plan, plan_of
 from simtool.stages.sparsify.skips import skip_of
+from simtool.stages.sparsify.spec import spec_of
 from simtool.stages.sparsify.stage import sparsify
 from simtool.stages.sparsify.structure import RowGroup
 from simtool.states import open_states
@@ -173,6 +176,21 @@ def test_what_a_row_cannot_use_goes_to_others(
         total -= int(stored["sizes"].sum())
         assert int(stored["left"]) == total
         assert total == 0 or (stored["sizes"][rows] == room).all()
+
+
+@pytest.mark.parametrize("pattern", [None, "2:4", "1:3"])
+def test_room_is_what_a_path_can_fill(pattern: str | None, digits: dict[str, Path]) -> None:
+    options = SparsifyOptions(target_sparsity=0.5, sequential=True, pattern=pattern)
+    with open_states(digits["states"]) as source:
+        plan = Plan(spec_of(source, options))
+    rng = np.random.default_rng(0)
+    for group in plan.groups:
+        w = rng.standard_normal((group.features.size, 200))
+        w[rng.random(len(w)) < 0.4] = 0.0
+        z = rng.standard_normal((1, 200))
+        search = Search(pattern=None if pattern is None else parse_pattern(pattern))
+        (order,), _ = find(search, w @ w.T, z @ w.T, np.square(z).sum(axis=1), plan.is_bias(group))
+        assert sequential.room(plan, group, np.diag(w @ w.T) > 0) == order.size
 
 
 class _StopAtRows:

@@ -140,7 +140,7 @@ def sizes_file(folder: RunFolder, depth: int) -> Path:
 
 
 def settle(folder: RunFolder, plan: Plan, depth: int, live: dict[int, int]) -> None:
-    """Store the sizes of the rows of ``depth``, whose groups have ``live`` features that are not zero on the states they are fitted on.
+    """Store the sizes of the rows of ``depth``, of whose groups a row can use ``live`` features on the states they are fitted on.
 
     A row cannot use more: what is left over goes to other rows of this depth by their curves, and from there to the next.
     """

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from simtool.design import SAMPLE_TILE
 from simtool.errors import OptionError
 from simtool.stages.sparsify import budget
+from simtool.stages.sparsify.budget_options import parse_pattern
 from simtool.stages.sparsify.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -127,6 +128,16 @@ def _refresh(folder: RunFolder, plan: Plan, student: Student, depth: int) -> Non
             gram += tile @ tile.T
         with folder.new_array(gram_array(index), gram.shape, np.float64) as mapped:
             mapped[:] = gram
-        live[index] = int(np.count_nonzero(np.diag(gram)))
+        live[index] = room(plan, plan.groups[index], np.diag(gram) > 0.0)
         folder.seal(gram_array(index))
     budget.settle(folder, plan, depth, live)  # last: tells that all is there
+
+
+def room(plan: Plan, group: RowGroup, live: np.ndarray) -> int:
+    """How many features a row of ``group`` can use where those in ``live`` (d,) bool are not zero on every sample."""
+    if plan.options.pattern is None:
+        return int(live.sum())
+    keep, of = parse_pattern(plan.options.pattern)
+    exempt = plan.is_bias(group)
+    places = np.bincount(np.flatnonzero(live & ~exempt) // of)
+    return int(np.minimum(places, keep).sum() + (live & exempt).sum())
