@@ -59,9 +59,10 @@ $(VENV)/bench: $(VENV)/installed
 trained/mlp.onnx: $(VENV)/installed
 	$(BIN)/python examples/train_mlp.py -o trained
 
-bench: $(VENV)/bench trained/mlp.onnx ## The row solver beside its peers, and the engines (most of an hour); report in bench-report.
+bench: $(VENV)/bench trained/mlp.onnx ## The row solver, the engines and the models beside their peers (two hours); report in bench-report.
 	$(THREADS) $(BIN)/simtool bench rows --case all --network trained/mlp.onnx --figure gap --figure thesis -o bench-report --overwrite
 	$(THREADS) $(BIN)/simtool bench engines --network trained/mlp.onnx -o bench-report/engines --overwrite
+	$(THREADS) $(BIN)/simtool bench quality -o bench-report/quality --overwrite
 
 clean: ## Remove what the targets made.
 	rm -rf $(VENV) simtool-demo bench-report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
