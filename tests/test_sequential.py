@@ -19,9 +19,11 @@ from torch import nn
 from simtool.budget.search import Search, find
 from simtool.certificate import FIXED_SUPPORT
 from simtool.cli import main
+from simtool.engines import EngineOptions
 from simtool.errors import InputError, OptionError
 from simtool.model import load_layers, load_model
 from simtool.networks import NetworkSpec, load_network
+from simtool.stages import tune
 from simtool.stages.extract import extract
 from simtool.stages.replay import dump_row, replay
 from simtool.stages.sparsify import sample_weights, sequential
@@ -354,6 +356,18 @@ def test_layers_need_their_own_network(place: Path) -> None:
             place / "s.h5", place / "none", options, engine="serial", network=NetworkSpec(f"{HERE}:others")
         )
     assert not (place / "none").exists()
+
+
+def test_layers_are_tried_behind_sparse_ones_where_the_network_can_run(place: Path) -> None:
+    network, budget = NetworkSpec(f"{HERE}:gates"), SparsifyOptions(target_sparsity=0.6)
+    with open_states(place / "s.h5") as source:
+        for engine, given, names in (
+            ("serial", network, ["plain", "sequential"]),
+            ("serial", None, ["plain"]),
+            ("slurm", network, ["plain"]),
+        ):
+            call = {"engine": EngineOptions(engine), "network": given}
+            assert tune._Search(source, place / "none", budget, tune.Wish(), call)._names() == names
 
 
 def test_the_command_line(place: Path, digits: dict[str, Path], tmp_path: Path) -> None:

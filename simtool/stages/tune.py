@@ -241,7 +241,9 @@ class _Search:
             return [self._wish.recipe]
         options, header = self._options, self._source.header
         tied = is_tied(header, options)
-        runs = options.structure != "free" and (not tied or self._call["network"] is not None)
+        # Behind sparse layers the network itself runs, which no batch system does.
+        layers = self._call["network"] is not None and self._call["engine"].name not in BATCH
+        runs = options.structure != "free" and (not tied or layers)
         weighted = not tied and options.pattern is None and options.paths in (None, "elimination")
         if options.sequential or options.weight_samples is not None:
             return ["plain"]
