@@ -8,7 +8,6 @@ says so: kind ``fixed-support``.
 
 from __future__ import annotations
 
-import functools
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -198,14 +197,7 @@ def support(folder: RunFolder, plan: Plan, shard: Shard) -> np.ndarray | None:
 
 def _chosen(folder: RunFolder, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """The supports that :func:`choose` left: row i has ``features[indptr[i] : indptr[i + 1]]``."""
-    found = _supports(folder.supports, folder.supports.stat().st_mtime_ns, RunFolder(folder.path))
-    if found[0].size != plan.rows + 1:
+    stored = folder.load(folder.supports)
+    if stored["indptr"].size != plan.rows + 1:
         raise FormatError(f"{folder.supports} does not belong to this run. Delete it and run again.")
-    return found
-
-
-@functools.lru_cache(maxsize=2)
-def _supports(path: Path, modified: int, folder: RunFolder) -> tuple[np.ndarray, np.ndarray]:
-    del modified  # part of the key
-    stored = folder.load(path)
     return stored["indptr"], stored["features"]
