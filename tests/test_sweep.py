@@ -434,10 +434,14 @@ def test_rows_that_are_not_certified_are_told(digits: dict[str, Path], tmp_path:
 
 
 def test_what_measures_is_checked_before_any_point_is_solved(digits: dict[str, Path], tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out, narrow, targets = tmp_path / "out", tmp_path / "narrow.npz", tmp_path / "targets.npz"
+    np.savez(narrow, inputs=np.zeros((20, 5), np.float32))
+    np.savez(targets, inputs=np.zeros((20, 64), np.float32), labels=np.zeros(20))
     arguments = (digits["states"], "--kappa", "0.1,0.5", "--engine", "serial", "-o", out)
     for more, message in (
         (("--data", "nowhere.npz"), "nowhere.npz"),
+        (("--data", narrow), "takes 64 numbers"),
+        (("--data", targets), "the targets have 1 numbers a sample"),
         (("--data", "digits", "--attack", "fgsm", "--epsilon", "-1"), "epsilon must be a finite number"),
         (("--data", "digits", "--attack", "fgsm", "--gradient", "baseline"), "Pass --baseline NETWORK"),
         (("--data", "digits", "--baseline", "nothing.onnx"), "nothing.onnx"),

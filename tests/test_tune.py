@@ -67,6 +67,17 @@ def test_the_best_recipe_is_the_default(run: Path, digits: dict[str, Path], tmp_
     assert scores[result["recipe"]] >= top - np.sqrt(top * (1 - top) / y.shape[1])
 
 
+def test_runs_of_recipes_are_gone_once_the_choice_is_known(
+    run: Path, digits: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"  # right after the choice was written
+    shutil.copytree(run, out)
+    shutil.copytree(run, out / "validation" / "plain")
+    sparsify(digits["states"], out, BUDGET, engine="serial")
+    assert not (out / "validation").exists()
+    assert (out / "model.h5").read_bytes() == (run / "model.h5").read_bytes()
+
+
 def test_a_rerun_returns_the_result_and_another_wish_is_refused(run: Path, digits: dict[str, Path]) -> None:
     before = json.loads((run.parent / "result.json").read_text())
     again = sparsify(digits["states"], run, BUDGET, engine="process")

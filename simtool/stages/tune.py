@@ -192,6 +192,7 @@ class _Search:
         seeks_size = self._wish.max_accuracy_drop is not None
         stored = self._read()
         if stored is not None:
+            self._clear()  # an earlier call may have ended between writing the choice and this
             return stored
         judges = self._source.m - self._fit
         if judges < _LEAST_JUDGES and (seeks_size or len(names) > 1):
@@ -365,6 +366,9 @@ class _Search:
     def _write(self, found: Mapping[str, Any]) -> None:
         text = json.dumps({**self._asked(), **found}, indent=2, sort_keys=True) + "\n"
         write_bytes(self._folder.path / RECIPE, text.encode())
+        self._clear()
+
+    def _clear(self) -> None:
         shutil.rmtree(self._folder.path / VALIDATION, ignore_errors=True)
 
     @contextmanager

@@ -14,7 +14,7 @@ from simtool.data import open_data
 from simtool.errors import ConvergenceError, InputError, NoImplicitForm, OptionError
 from simtool.networks import NetworkSpec, load_network
 from simtool.stages.evaluate import load_runnable, make_attack, measure_model
-from simtool.stages.evaluate.metrics import CLASSIFICATION, Relative, classes_of, decide_task
+from simtool.stages.evaluate.metrics import CLASSIFICATION, Relative, checked_labels, classes_of, decide_task
 from simtool.states import States
 
 _log = logging.getLogger("simtool")
@@ -76,11 +76,19 @@ def check(wanted: Measure, source: States) -> None:
             raise OptionError(
                 "the attack follows the baseline's gradient, and the baseline is missing. Pass --baseline NETWORK, or --gradient model."
             )
+    inputs = source.p - int(source.has_bias)
     if wanted.data is not None:
-        open_data(wanted.data, wanted.split).select(wanted.samples, wanted.seed)
+        data = open_data(wanted.data, wanted.split)
+        if math.prod(data.sample_shape) != inputs:
+            raise InputError(
+                f"a sample of {wanted.data} has shape {data.sample_shape}, the states' network takes {inputs} numbers. Pass data of that size."
+            )
+        chosen = data.select(wanted.samples, wanted.seed)
+        labels = data.labels()
+        task = decide_task(labels, source.q, source.header.output_map)
+        checked_labels(labels if labels is None else labels[chosen], task, source.q)
     if wanted.baseline is not None:
         network = load_network(wanted.baseline, source.input_shape)
-        inputs = source.p - int(source.has_bias)
         if math.prod(network.input_shape) != inputs or network.output_size != source.q:
             raise InputError(
                 f"the baseline {wanted.baseline.network} takes {math.prod(network.input_shape)} numbers and gives {network.output_size}; the "
