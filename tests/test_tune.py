@@ -284,3 +284,30 @@ def test_a_run_on_the_first_samples_is_resumed_on_them(digits: dict[str, Path], 
         (tmp_path / "b" / name).unlink()
     stage.resume(tmp_path / "b", engine="serial")
     assert (tmp_path / "b" / "model.h5").read_bytes() == model
+
+
+def test_outputs_that_are_no_classes_are_judged_by_their_variance(tmp_path: Path) -> None:
+    """Two targets: which of them is larger says nothing."""
+    import networks_zoo as zoo
+
+    rng = np.random.default_rng(0)
+    inputs = rng.uniform(-1, 1, (200, 10)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", inputs=inputs, labels=rng.normal(size=(200, 2)).astype(np.float32))
+    path = zoo.export(zoo.mlp("10-8-6-2"), tmp_path / "n.onnx", (10,))
+    simtool.extract(str(path), str(tmp_path / "d.npz"), output=tmp_path / "s.h5")
+    options = SparsifyOptions(target_sparsity=0.5)
+    result = sparsify(tmp_path / "s.h5", tmp_path / "run", options, engine="serial")
+    assert set(result["validation"]) == {"plain", "sequential", "gate"}
+    with open_states(tmp_path / "s.h5") as source:
+        u, y = source.U[:, 160:].astype(np.float64), source.Y[:, 160:].astype(np.float64)
+    stage.sparsify(tmp_path / "s.h5", tmp_path / "plain", options, engine="serial", samples=160)
+    rest = np.square(load_model(tmp_path / "plain").forward(u).Y - y).sum()
+    explained = 1 - rest / np.square(y - y.mean(axis=1, keepdims=True)).sum()
+    assert result["validation"]["plain"] == pytest.approx(explained)
+
+
+def test_a_run_by_name_is_not_chosen_again(digits: dict[str, Path], tmp_path: Path) -> None:
+    sparsify(digits["states"], tmp_path / "run", BUDGET, wish=Wish("plain"), engine="serial")
+    with pytest.raises(SpecChanged, match="recipe = 'one by its name'"):
+        sparsify(digits["states"], tmp_path / "run", BUDGET, engine="serial")
+    assert not (tmp_path / "run" / "validation").exists()

@@ -26,6 +26,7 @@ from simtool.engines.shards import write_bytes
 from simtool.errors import FormatError, InputError, OptionError, SpecChanged
 from simtool.networks import NetworkSpec
 from simtool.progress import NO_PROGRESS, Progress
+from simtool.stages.evaluate.metrics import CLASSIFICATION, decide_task
 from simtool.stages.evaluate.sparse_network import load_runnable
 from simtool.stages.sparsify import sequential, stage
 from simtool.stages.sparsify.folder import RECIPE, VALIDATION, RunFolder, changed
@@ -168,9 +169,9 @@ def _is_cyclic(source: States, structure: str) -> bool:
     return False
 
 
-def _distance(y: np.ndarray, teacher: np.ndarray) -> float:
-    """How far outputs (q, k) are from the network's: the mean Kullback-Leibler divergence of their softmax, squares for one output."""
-    if len(teacher) == 1:
+def _distance(y: np.ndarray, teacher: np.ndarray, classes: bool) -> float:
+    """How far outputs (q, k) are from the network's: the mean Kullback-Leibler divergence of their softmax; squares where they are no classes."""
+    if not classes:
         return float(np.square(y - teacher).mean())
     log_p, log_q = (values - logsumexp(values, axis=0) for values in (teacher, y))
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=0).mean())
@@ -185,6 +186,8 @@ class _Search:
         self._source, self._folder, self._call = source, RunFolder(output), call
         self._options, self._wish = options, wish
         self._fit = math.floor(_FIT_SHARE * source.m)
+        task = decide_task(source.labels, source.q, source.header.output_map)
+        self._classes = task == CLASSIFICATION and source.q > 1
 
     def choice(self) -> dict[str, Any]:
         """``recipe``, ``size`` (options more), ``scores``: as an earlier call left it, or found now."""
@@ -215,6 +218,8 @@ class _Search:
                 f"choosing the recipe{' and the size' if seeks_size else ''} takes several runs, one after another: with --engine {where.name} "
                 f"add --wait{'' if seeks_size else ', or name a recipe: --recipe ' + names[-1]}."
             )
+        if self._folder.spec.exists():
+            raise SpecChanged(changed(self._folder.path, "recipe", "one by its name", self._wish.recipe))
         if self._wish.validate == LABELS:
             self._labels()  # what they lack is said before any work
         with self._held():
@@ -254,7 +259,7 @@ class _Search:
             "plain",
             "sequential",
             *(["gate"] if weighted else []),
-            *(["fisher"] if weighted and header.whole and header.outputs > 1 else []),
+            *(["fisher"] if weighted and header.whole and self._classes else []),
         ]
 
     # --- scores -----------------------------------------------------------------------------------------------------------
@@ -279,15 +284,15 @@ class _Search:
         u = np.asarray(self._source.U[:, self._fit :], dtype=np.float64)
         outputs = np.asarray(self._source.Y[:, self._fit :], dtype=np.float64)
         y = model.forward(u).Y
-        return self._judged(y, outputs), _distance(y, outputs)
+        return self._judged(y, outputs), _distance(y, outputs, self._classes)
 
     def _judged(self, y: np.ndarray, teacher: np.ndarray) -> float:
         if self._wish.validate == LABELS:
             return float((y.argmax(axis=0) == self._labels()).mean())
-        if len(teacher) > 1:
+        if self._classes:
             return float((y.argmax(axis=0) == teacher.argmax(axis=0)).mean())
-        # One output decides nothing: how much of its variance is explained.
-        spread = float(np.square(teacher - teacher.mean()).sum())
+        # Nothing is decided: how much of the outputs' variance is explained.
+        spread = float(np.square(teacher - teacher.mean(axis=1, keepdims=True)).sum())
         return 1.0 - float(np.square(y - teacher).sum()) / max(spread, 1e-300)
 
     def _labels(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from simtool.engines import slurm
 from simtool.errors import FormatError, OutputError, SimtoolError, WorkerError
 from simtool.stages.sparsify import budget, lock, remote, tracks
 from simtool.stages.sparsify.finish import finished
-from simtool.stages.sparsify.folder import RunFolder
+from simtool.stages.sparsify.folder import VALIDATION, RunFolder
 from simtool.stages.sparsify.paths import path_file
 from simtool.stages.sparsify.plan import Plan, plan_of
 from simtool.stages.sparsify.request import Request
@@ -85,7 +85,8 @@ def cancel(run: str | Path) -> dict[str, Any]:
     Raises OutputError if a process on another machine holds the run, WorkerError if one does not end.
     """
     folder = RunFolder(Path(run))
-    folder.read_spec()
+    if not (folder.path / VALIDATION).is_dir():  # a recipe is chosen before there is a spec
+        folder.read_spec()
     jobs = remote.own_jobs(folder)
     ended = slurm.cancel(jobs) if jobs is not None else 0
     holder = lock.holder(folder.path)

@@ -62,7 +62,7 @@ class Steps:
         """Whether rows behind sparse ones are missing from a run whose paths are gone, which settle their sizes: it was finished once."""
         shards = range(len(self.plan.shards))
         missing = any(self.depth_of(i) > 0 and not self.folder.holds(self.folder.shard(i)) for i in shards)
-        return missing and not all(path_file(self.folder, i).exists() for i in shards)
+        return missing and not all(self.folder.holds(path_file(self.folder, i)) for i in shards)
 
     def depth_of(self, index: int) -> int:
         """The depth of shard ``index``."""
