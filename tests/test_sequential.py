@@ -89,6 +89,25 @@ def test_every_row_is_the_best_on_the_states_of_the_sparse_part(
     assert moved > len(model.A.toarray()) // 4  # most rows behind the first layer see other states
 
 
+@pytest.mark.parametrize("sparsity", [0.9, 0.97, 0.99])
+@pytest.mark.parametrize("structure", ["layered", "dag"])
+def test_nothing_is_spent_on_states_that_nothing_reads(
+    structure: str, sparsity: float, digits: dict[str, Path], tmp_path: Path
+) -> None:
+    options = SparsifyOptions(target_sparsity=sparsity, structure=structure)
+    result = sparsify(digits["states"], tmp_path / "run", options, engine="serial")
+    assert result["nnz"] == kept_of(sparsity, result["baseline_nnz"])
+    model = load_model(tmp_path / "run")
+    reads = np.vstack([model.A.toarray(), model.C.toarray()]) != 0
+    read = np.zeros(model.n, dtype=bool)
+    for _ in range(model.n):  # what outputs read, and what that reads
+        read |= reads[model.n :].any(axis=0) | reads[: model.n][read].any(axis=0)
+    idle = np.flatnonzero(~read)
+    rows = np.hstack([model.A.toarray(), model.B.toarray()])
+    assert not rows[idle].any()
+    assert idle.size or sparsity < 0.97
+
+
 def test_a_killed_run_goes_on_to_the_same_bytes(digits: dict[str, Path], tmp_path: Path) -> None:
     options = SparsifyOptions(target_sparsity=0.9, sequential=True)
     sparsify(digits["states"], tmp_path / "whole", options, engine="serial")

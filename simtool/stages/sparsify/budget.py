@@ -120,7 +120,17 @@ def choose(folder: RunFolder, index: int) -> dict[str, Any]:
         for i, row in enumerate(range(shard.start, shard.stop)):
             orders[row] = features[stored["order"][int(ends[i] - stored["sizes"][i]) : int(ends[i])]]
     sizes = allocation.allocate(curves, weights, plan.budget)
-    chosen = [np.sort(order[order.size - size :]) for order, size in zip(orders, sizes, strict=True)]
+    chosen = _supports_of(orders, sizes)
+    while True:
+        idle = _unread(plan, chosen)
+        idle &= sizes[: idle.size] > 0
+        # What no row reads needs no row, and what these rows had is shared out again: nobody may read them from now on.
+        left = [_without(order, idle, row) for row, order in enumerate(orders)]
+        if not idle.any() or sum(order.size for order in left) < plan.budget:
+            break
+        orders, curves = left, [curve[: order.size + 1] for curve, order in zip(curves, left, strict=True)]
+        sizes = allocation.allocate(curves, weights, plan.budget)
+        chosen = _supports_of(orders, sizes)
     predicted = float(sum(weights[i] * curves[i][size] for i, size in enumerate(sizes)))
     folder.store(
         folder.supports,
@@ -131,6 +141,34 @@ def choose(folder: RunFolder, index: int) -> dict[str, Any]:
         },
     )
     return {"rows": plan.rows}
+
+
+def _supports_of(orders: list[np.ndarray], sizes: np.ndarray) -> list[np.ndarray]:
+    return [np.sort(order[order.size - size :]) for order, size in zip(orders, sizes, strict=True)]
+
+
+def _without(order: np.ndarray, idle: np.ndarray, row: int) -> np.ndarray:
+    """``order`` of ``row`` without the states that are ``idle`` (n,); nothing for one of them."""
+    n = idle.size
+    if row < n and idle[row]:
+        return order[:0]
+    is_state = order < n
+    return order[~(is_state & idle[np.where(is_state, order, 0)])] if n else order
+
+
+def _unread(plan: Plan, chosen: list[np.ndarray]) -> np.ndarray:
+    """States (n,) bool that no output depends on, if each row reads what is ``chosen`` for it; none where states are not single."""
+    if plan.layers or plan.options.structure == "free":
+        return np.zeros(0, dtype=bool)
+    read = np.zeros(plan.n, dtype=bool)
+    rows = list(range(plan.n, plan.n + plan.q))
+    while rows:
+        features = chosen[rows.pop()]
+        found = features[features < plan.n]
+        found = found[~read[found]]
+        read[found] = True
+        rows += found.tolist()
+    return ~read
 
 
 def sizes_file(folder: RunFolder, depth: int) -> Path:
