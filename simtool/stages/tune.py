@@ -115,6 +115,9 @@ def sparsify(
 def _checked(options: SparsifyOptions, wish: Wish) -> SparsifyOptions:
     """``options``, refused where they do not go with ``wish``."""
     refuse_other_weights(wish.recipe, options)
+    if wish.recipe == "plain" and (options.sequential or options.weighs_rows):
+        other = "--sequential" if options.sequential else f"--weight-samples {options.weight_samples}"
+        raise OptionError(f"--recipe plain is without {other}. Leave one of them out.")
     if wish.max_accuracy_drop is not None:
         if options.target_sparsity is not None or options.target_nnz is not None:
             raise OptionError(
@@ -229,7 +232,10 @@ class _Search:
             scores = {name: score for name, (score, _) in judged.items()}
             best = _best(judged, judges)
             if seeks_size:
-                size = self._largest(best)
+                size, score = self._largest(best)
+                _log.info(
+                    "target sparsity %s: %.2f%% %s", size["target_sparsity"], 100 * score, self._wish.validate
+                )
             _log.info(
                 "recipe %s: %s on the %d samples kept back (%s)",
                 best,
@@ -253,6 +259,10 @@ class _Search:
         weighted = not tied and options.pattern is None and options.paths in (None, "elimination")
         if options.sequential or options.weight_samples is not None:
             return ["plain"]
+        if tied and not layers:
+            _log.info(
+                "rows are fitted on the network's own states: to fit layer by layer behind sparse ones too, and choose, pass --network NETWORK"
+            )
         if not runs or (not tied and _is_cyclic(self._source, options.structure)):
             return ["plain"]
         return [
@@ -308,8 +318,8 @@ class _Search:
             )
         return labels[self._fit :]
 
-    def _largest(self, name: str) -> dict[str, Any]:
-        """The options of the largest sparsity at which recipe ``name`` loses no more than is allowed."""
+    def _largest(self, name: str) -> tuple[dict[str, Any], float]:
+        """The options of the largest sparsity at which recipe ``name`` loses no more than is allowed, and its score there."""
         baseline = self._source.header.baseline_nnz
         if not baseline:
             raise OptionError(
@@ -325,14 +335,16 @@ class _Search:
                 f"the fitted model without any sparsity reaches {dense:.4f} {self._wish.validate} on the samples kept back, and "
                 f"{least:.4f} are asked for. Allow a larger --max-accuracy-drop, or extract more samples."
             )
+        reached = dense
         while high / low > _FACTOR:
             middle = math.sqrt(low * high)
             sparsity = round(1.0 - middle, 4)
-            if self._score(name, {"target_sparsity": sparsity})[0] >= least:
-                high = middle
+            score, _ = self._score(name, {"target_sparsity": sparsity})
+            if score >= least:
+                high, reached = middle, score
             else:
                 low = middle
-        return {"target_sparsity": round(1.0 - high, 4) if high < _DENSEST else 0.0}
+        return {"target_sparsity": round(1.0 - high, 4) if high < _DENSEST else 0.0}, reached
 
     # --- what is left on the disk -----------------------------------------------------------------------------------------
 
