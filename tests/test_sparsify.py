@@ -23,7 +23,7 @@ from simtool.certificate import certify
 from simtool.engines.shards import read_shard, write_shard
 from simtool.errors import FormatError, InputError, OptionError, OutputError, SpecChanged, WorkerError
 from simtool.model import load_model
-from simtool.stages.sparsify import estimate
+from simtool.stages.sparsify import estimate, finish
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.stages.sparsify.options import SparsifyOptions, objective_of, resolve
 from simtool.stages.sparsify.plan import Plan
@@ -569,3 +569,15 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_what_nothing_proves_well_posed_is_said(
+    digits: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = SparsifyOptions(objective="least-squares")
+    sparsify(digits["states"], tmp_path / "run", options, engine="serial")
+    assert "well-posed" not in caplog.text
+    monkeypatch.setattr(finish, "_verdict", lambda model: (False, None))
+    sparsify(digits["states"], tmp_path / "doubtful", options, engine="serial")
+    assert "nothing proves this model well-posed" in caplog.text
+    assert "--kappa .95" in caplog.text

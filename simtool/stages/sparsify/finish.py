@@ -62,6 +62,12 @@ def finish(folder: RunFolder, plan: Plan, source: States, times: Times, seconds:
         eliminated = elimination.finish(folder, plan)
         result = _result(folder, times, seconds) | eliminated
     _compare_with_budget(folder, plan, result["nnz"])
+    if not result["well_posed"]:
+        _log.warning(
+            "nothing proves this model well-posed: its states feed one another in a cycle. Bound its rows with --kappa .95, or see simtool "
+            "inspect %s for what fails",
+            folder.path,
+        )
     shards = [
         {"shard": track.index, "seconds": track.seconds, "host": track.owner["host"]}
         for track in tracks.read(folder, ROWS)
