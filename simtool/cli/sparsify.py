@@ -170,7 +170,7 @@ class ObjectiveType(click.ParamType):
     "--anchor",
     type=float,
     metavar="R",
-    help="Hold the rows of layers near the network's own (a ridge, relative to the features' mean square): for few samples. Try 0.01.",
+    help="Hold the rows near the network's own (a ridge, relative to the features' mean square): for few samples. Try 0.01.",
 )
 @click.option(
     "--untied",

@@ -23,7 +23,7 @@ from simtool.penalty import Penalty
 from simtool.problem import Objective, RowSet
 from simtool.row_status import STATUSES, RowStatus
 from simtool.stages.sparsify import budget, constraints, sample_weights
-from simtool.stages.sparsify.anchor import anchored
+from simtool.stages.sparsify.anchor import anchored, anchored_states
 from simtool.stages.sparsify.answer import Answer, Task, answer, judge, statuses
 from simtool.stages.sparsify.elimination import kept_features
 from simtool.stages.sparsify.folder import RunFolder
@@ -132,8 +132,9 @@ def _arrays(source: States, plan: Plan, group: RowGroup, row: int) -> tuple[np.n
         group.features[group.features < plan.n],
         group.features[group.features >= plan.n] - plan.n,
     )
-    w = np.concatenate([np.asarray(source.X[:])[states], np.asarray(source.U[:])[inputs]])
-    z = source.Z[row : row + 1] if row < plan.n else source.Y[row - plan.n : row - plan.n + 1]
+    arrays = anchored_states(source, plan.options.anchor or 0.0)
+    w = np.concatenate([np.asarray(arrays.X[:])[states], np.asarray(arrays.U[:])[inputs]])
+    z = arrays.Z[row : row + 1] if row < plan.n else arrays.Y[row - plan.n : row - plan.n + 1]
     return w, np.asarray(z)
 
 
@@ -144,7 +145,8 @@ def _student_design(folder: RunFolder, plan: Plan, source: States, index: int, g
             f"the rows of {group.name} were fitted on what the network computes behind sparse layers, which is not kept. Rows of layers that "
             "read the network's input can be dumped, and all rows of a run without --sequential."
         )
-    own = np.concatenate([np.asarray(source.X[:]), np.asarray(source.U[:])])
+    arrays = anchored_states(source, plan.options.anchor or 0.0)
+    own = np.concatenate([np.asarray(arrays.X[:]), np.asarray(arrays.U[:])])
     whole = BlockStudent(folder, plan, own).designs(plan.depths[index])[index].design
     return np.asarray(whole[np.searchsorted(plan.groups[index].features, group.features)])
 

@@ -257,6 +257,7 @@ class _Search:
         layers = self._call["network"] is not None and self._call["engine"].name not in BATCH
         runs = options.structure != "free" and (not tied or layers)
         weighted = not tied and options.pattern is None and options.paths in (None, "elimination")
+        weighted &= options.anchor is None
         if options.sequential or options.weight_samples is not None:
             return ["plain"]
         if tied and not layers:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from simtool.errors import InputError
-from simtool.stages.sparsify.anchor import anchored
+from simtool.stages.sparsify.anchor import anchored, anchored_states
 from simtool.stages.sparsify.folder import RunFolder
 from simtool.states import States
 
@@ -20,7 +20,7 @@ _PIECE_BYTES = 64 * 2**20
 def write_inputs(folder: RunFolder, source: States, tied: bool = False, anchor: float = 0.0) -> None:
     """Copy the states piece by piece; arrays that are there already must hold the same numbers, or are written again.
 
-    ``tied`` takes the columns of the layers, one pair of arrays each, instead of all states; ``anchor`` adds its samples to them.
+    ``tied`` takes the columns of the layers, one pair of arrays each, instead of all states; ``anchor`` adds its samples to either.
     """
     folder.work.mkdir(exist_ok=True)
     for name, parts in _arrays(source, tied, anchor):
@@ -44,9 +44,10 @@ Parts = tuple[tuple[str, Any], ...]
 def _arrays(source: States, tied: bool, anchor: float) -> list[tuple[str, Parts]]:
     """The names of the arrays, and what each is made of."""
     if not tied:
+        arrays = anchored_states(source, anchor)
         return [
-            ("design", (("X", source.X), ("U", source.U))),
-            ("targets", (("Z", source.Z), ("Y", source.Y))),
+            ("design", (("X", arrays.X), ("U", arrays.U))),
+            ("targets", (("Z", arrays.Z), ("Y", arrays.Y))),
         ]
     found: list[tuple[str, Parts]] = []
     for index, layer in enumerate(source.layers):

@@ -62,7 +62,7 @@ class SparsifyOptions:
         with a budget: samples weigh less in a row whose gate is closed on them, or where the network is sure
     target_sparsity, target_nnz : how sparse the model shall be, as a share of the network's non-zero parameters in [0, 1), or as the number of
         non-zeros that stay: supports are chosen by elimination under one budget for all rows, coefficients are least squares on them
-    anchor : a ridge towards the network's own rows, relative to the features' mean square, for rows of layers with few samples; None for none
+    anchor : a ridge towards the network's own rows, relative to the features' mean square, for few samples; None for none
     paths : how a budget's supports of every size are found, one of PATHS; None for elimination
     pattern : N:M, of every M consecutive features of a row at most N stay
     sequential : with a budget, fit layer by layer on the states of the part that is sparse already

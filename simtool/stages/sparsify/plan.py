@@ -66,7 +66,8 @@ class Plan:
                 self.q,
                 self.has_bias,
             )
-            whole = Bank("design", "targets", (0, self.n + self.p), (0, self.n + self.q), self.m)
+            samples = self.m + (0 if self.options.anchor is None else self.n + self.p)
+            whole = Bank("design", "targets", (0, self.n + self.p), (0, self.n + self.q), samples)
             self.banks = (whole,)
         self.budget: int | None = int(spec["budget"]["nnz"]) if "budget" in spec else None
         self.depths = self._depths()

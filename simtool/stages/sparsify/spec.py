@@ -9,6 +9,7 @@ from simtool import environment
 from simtool.blocks import lipschitz, to_json
 from simtool.errors import InputError, OptionError
 from simtool.stages.sparsify import budget, constraints, elimination, sample_weights
+from simtool.stages.sparsify.anchor import require_teacher
 from simtool.stages.sparsify.folder import SPEC_VERSION
 from simtool.stages.sparsify.options import SparsifyOptions, resolve
 from simtool.states import States, StatesHeader
@@ -29,10 +30,7 @@ def constraints_asked(
         _require_plain(options, header)
         return constraints.NONE, options
     if options.anchor is not None:
-        raise OptionError(
-            f"--anchor {options.anchor} belongs to rows of layers whose weights are shared over positions; these rows are those of single "
-            "states. Leave it out, or use --objective elastic-net."
-        )
+        require_teacher(source, options.anchor, options.weight_samples)
     if not header.states:
         raise InputError(
             f"{source.path} holds the columns of layers alone, no states, which --structure {options.structure}"

@@ -272,9 +272,8 @@ def _warn_if_interpolating(plan: Plan) -> None:
     if not short:
         return
     worst = max(short, key=lambda group: group.features.size / plan.samples(group))
-    more = f"at least {2 * worst.features.size} samples"
-    if plan.layers:
-        more = "more --samples or --positions, or hold the rows near the network's own with --anchor 0.01"
+    more = "more --samples or --positions" if plan.layers else f"at least {2 * worst.features.size} samples"
+    more += ", or hold the rows near the network's own with --anchor 0.01"
     _log.warning(
         "%d samples for rows of up to %d features%s: such rows can fit any target exactly, noise included, and "
         "say little about new data. Extract %s, or use a smaller --kappa.",

@@ -100,8 +100,9 @@ class BlockStudent:
             return
         rows = group_rows(self._folder, self._plan, index)
         states = slice(*group.rows)
-        for start in range(0, self._design.shape[1], SAMPLE_TILE):
-            samples = slice(start, start + SAMPLE_TILE)
+        # Not on the samples of --anchor behind these: they are the same for every network.
+        for start in range(0, self._plan.m, SAMPLE_TILE):
+            samples = slice(start, min(start + SAMPLE_TILE, self._plan.m))
             z = rows @ self._design[group.features, samples].astype(np.float64)
             self._design[states, samples] = _activated(self._plan, group, z)
 
